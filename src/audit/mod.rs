@@ -1,0 +1,21 @@
+//! The record: who rolled back what and why, and what became of it.
+//!
+//! [`Entry`] is one line of the audit, [`Store`] keeps entries and rollbacks durably. A rollback is
+//! recorded before it is made; what the store does not take is not done.
+
+mod entry;
+mod query;
+mod store;
+
+pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
+pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
+pub use store::{Store, StoreError};
+
+use jiff::{Timestamp, fmt::temporal::DateTimePrinter};
+
+/// A time as it is stored: RFC 3339 in UTC, always six digits, so that text sorts as time does.
+#[must_use]
+pub fn time_text(time: Timestamp) -> String {
+    const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
+    PRINTER.timestamp_to_string(&time)
+}

@@ -1,0 +1,183 @@
+//! Flags and their environment variables.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{auth::Authority, domain::key::Namespace};
+
+/// A safe HTTP API for DaemonSets: revisions, rollbacks, rollout status, and who did what.
+#[derive(Debug, Parser)]
+#[command(name = "rollbackd", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the API for one cluster
+    Serve(ServeArgs),
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+/// Flags of `rollbackd serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Address to listen on; with --auth none only a loopback address
+    #[arg(long, env = "ROLLBACKD_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Kubeconfig file; by default the in-cluster account, else the usual kubeconfig chain
+    #[arg(long, env = "ROLLBACKD_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Where rollbacks and the audit are kept: sqlite:PATH
+    #[arg(
+        long,
+        env = "ROLLBACKD_STORE",
+        value_name = "URL",
+        default_value = "sqlite:/var/lib/rollbackd/rollbackd.db",
+        value_parser = store_url
+    )]
+    pub store: String,
+
+    /// How callers are authenticated
+    #[arg(long, env = "ROLLBACKD_AUTH")]
+    pub auth: AuthMode,
+
+    /// Serve only this namespace; repeatable [default: all]
+    #[arg(
+        long = "namespace",
+        env = "ROLLBACKD_NAMESPACE",
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        value_parser = namespace
+    )]
+    pub namespaces: Vec<Namespace>,
+
+    /// Name of the cluster, shown in answers and in the audit
+    #[arg(long, env = "ROLLBACKD_CLUSTER_NAME", value_name = "NAME", value_parser = cluster_name)]
+    pub cluster_name: Option<String>,
+
+    /// A rollout that has not moved for this long is called stalled
+    #[arg(long, env = "ROLLBACKD_STALL_AFTER", value_name = "DURATION", default_value = "10m", value_parser = positive_duration)]
+    pub stall_after: Duration,
+
+    /// Refuse rollbacks that give no reason
+    #[arg(long, env = "ROLLBACKD_REQUIRE_REASON")]
+    pub require_reason: bool,
+
+    /// How long to go on accepting connections after SIGTERM, while endpoints update
+    #[arg(long, env = "ROLLBACKD_DRAIN_DELAY", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub drain_delay: Duration,
+}
+
+/// How callers are authenticated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuthMode {
+    /// Not at all: whoever reaches the loopback address acts with rollbackd's own credentials
+    None,
+}
+
+impl From<AuthMode> for Authority {
+    fn from(mode: AuthMode) -> Self {
+        match mode {
+            AuthMode::None => Self::None,
+        }
+    }
+}
+
+impl ServeArgs {
+    /// Checks what holds between flags.
+    ///
+    /// # Errors
+    /// One line that names the flag.
+    pub fn check(&self) -> Result<(), String> {
+        match self.auth {
+            AuthMode::None if !self.listen.ip().is_loopback() => Err(format!(
+                "--listen {}: with --auth none only a loopback address such as 127.0.0.1:8080 can be used, as everybody who reaches it acts with rollbackd's own credentials",
+                self.listen
+            )),
+            AuthMode::None => Ok(()),
+        }
+    }
+}
+
+fn store_url(text: &str) -> Result<String, String> {
+    match text.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected sqlite:PATH".into()),
+    }
+}
+
+fn namespace(text: &str) -> Result<Namespace, String> {
+    Namespace::parse(text).map_err(|error| error.to_string())
+}
+
+fn cluster_name(text: &str) -> Result<String, String> {
+    let printable = text.chars().all(|c| !c.is_control());
+    if (1..=253).contains(&text.len()) && printable {
+        Ok(text.to_owned())
+    } else {
+        Err("expected 1 to 253 bytes of printable text".into())
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    const EXPECTED: &str = "expected a duration such as 90s, 10m or 1h30m";
+    let duration: jiff::SignedDuration = text.parse().map_err(|_| EXPECTED)?;
+    Duration::try_from(duration).map_err(|_| EXPECTED.into())
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("expected a duration longer than zero".into()),
+        duration => Ok(duration),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(args: &[&str]) -> Result<ServeArgs, String> {
+        let line = ["rollbackd", "serve", "--auth", "none"].into_iter().chain(args.iter().copied());
+        match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
+            Command::Serve(args) => args.check().map(|()| args),
+            Command::Openapi => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn wrong_values_name_the_flag() {
+        for (flag, value) in [
+            ("--listen", "8080"),
+            ("--listen", "0.0.0.0:8080"),
+            ("--store", "postgres://x"),
+            ("--store", "sqlite:"),
+            ("--namespace", "A"),
+            ("--cluster-name", "a\u{1b}[0m"),
+            ("--stall-after", "0s"),
+            ("--drain-delay", "soon"),
+            ("--auth", "kubernetes"),
+        ] {
+            let error = serve(&[flag, value]).unwrap_err();
+            assert!(error.contains(flag), "{flag} {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_people_write_them() {
+        let args = serve(&["--stall-after", "1h30m", "--drain-delay", "0s"]).unwrap();
+        assert_eq!((args.stall_after, args.drain_delay), (Duration::from_secs(5400), Duration::ZERO));
+    }
+
+    #[test]
+    fn namespaces_repeat_or_stand_in_one_list() {
+        let args = serve(&["--namespace", "a", "--namespace", "b,c"]).unwrap();
+        assert_eq!(args.namespaces.iter().map(Namespace::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+}

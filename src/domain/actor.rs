@@ -1,0 +1,18 @@
+//! Who asks.
+
+use serde::{Deserialize, Serialize};
+
+/// The person or account behind a request, as the cluster's authentication names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Actor {
+    /// User name; `local` where rollbackd runs with `--auth none`.
+    #[schema(examples("local"))]
+    pub user: String,
+    /// Groups of the user.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Unique id of the user, where the authenticator knows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}

@@ -1,0 +1,172 @@
+//! A DaemonSet as rollbackd sees it: what revisions, rollbacks and rollouts depend on.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{key::Key, template::Template};
+
+/// Annotation in which people and tools say why they changed a workload; kubectl's `CHANGE-CAUSE`.
+pub const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
+/// Annotation in which client-side `kubectl apply` keeps the manifest it applied last.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// Annotation that carries the id of the rollback that wrote the live template, in the same patch.
+/// The controller copies it to ControllerRevisions that it creates later.
+pub const ROLLBACK: &str = "rollbackd.dev/rollback";
+
+/// Name under which `metadata.managedFields` shows what rollbackd wrote.
+pub const FIELD_MANAGER: &str = "rollbackd";
+
+/// One DaemonSet at one resource version.
+#[derive(Clone, Debug)]
+pub struct DaemonSet {
+    pub key: Key,
+    pub uid: String,
+    pub resource_version: String,
+    /// Rises with each change of the spec, starting at 1.
+    pub generation: i64,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub being_deleted: bool,
+    pub strategy: UpdateStrategy,
+    /// Seconds that a pod must be ready before it counts as available.
+    pub min_ready_seconds: i64,
+    pub template: Template,
+    /// `spec.selector` as the label selector text that a list request takes.
+    pub selector: String,
+    pub status: Counts,
+    /// Newest first: who wrote something beside the status.
+    pub field_managers: Vec<FieldManager>,
+}
+
+/// `spec.updateStrategy.type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub enum UpdateStrategy {
+    /// The controller replaces old pods, a few at a time.
+    RollingUpdate,
+    /// Pods are replaced only when somebody deletes them.
+    OnDelete,
+}
+
+/// The counters of `status`, numbers of nodes. Absent ones are 0, as in Kubernetes' own types.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = DaemonSetCounts)]
+pub struct Counts {
+    /// The generation that the controller has acted on.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// Nodes that should run a pod.
+    #[serde(default)]
+    pub desired_number_scheduled: i32,
+    /// Of those, nodes that have a pod.
+    #[serde(default)]
+    pub current_number_scheduled: i32,
+    /// Of those, nodes whose pod is of the current template.
+    #[serde(default)]
+    pub updated_number_scheduled: i32,
+    /// Of those, nodes whose pod is ready.
+    #[serde(default)]
+    pub number_ready: i32,
+    /// Of those, nodes whose pod has been ready for `minReadySeconds`.
+    #[serde(default)]
+    pub number_available: i32,
+    /// Nodes that should run a pod and have none available.
+    #[serde(default)]
+    pub number_unavailable: i32,
+    /// Nodes that run a pod and should not.
+    #[serde(default)]
+    pub number_misscheduled: i32,
+}
+
+/// One entry of `metadata.managedFields`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldManager {
+    pub name: String,
+    /// When it last wrote, to the second.
+    pub time: Option<Timestamp>,
+    /// Written by server-side apply, not by an update or patch.
+    pub applies: bool,
+    /// Owns a field inside `spec.template`; unknown where the entry came without its fields.
+    pub owns_template: Option<bool>,
+}
+
+/// What keeps a DaemonSet's manifest, and so will probably undo a rollback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "tool")]
+pub enum ManagedBy {
+    /// Argo CD, by its tracking id.
+    #[serde(rename = "Argo CD")]
+    ArgoCd {
+        /// Value of `argocd.argoproj.io/tracking-id`.
+        id: String,
+    },
+    /// Flux, by the name of its Kustomization or HelmRelease.
+    Flux {
+        /// Value of the label that Flux sets.
+        id: String,
+    },
+    /// Helm, by the name of the release.
+    Helm {
+        /// Value of `meta.helm.sh/release-name`.
+        id: String,
+    },
+    /// Server-side apply, by the name of the field manager.
+    #[serde(rename = "server-side apply")]
+    ServerSideApply {
+        /// Name of the field manager.
+        id: String,
+    },
+    /// Client-side `kubectl apply`.
+    #[serde(rename = "kubectl apply")]
+    KubectlApply,
+}
+
+impl DaemonSet {
+    /// The DaemonSet's own change-cause, which speaks of the newest change that somebody
+    /// described and stays as it is when a rollback is made.
+    #[must_use]
+    pub fn change_cause(&self) -> Option<&str> {
+        self.annotations.get(CHANGE_CAUSE).map(String::as_str).filter(|cause| !cause.is_empty())
+    }
+
+    /// The id of the rollback whose patch was the last one made by rollbackd.
+    #[must_use]
+    pub fn rollback_id(&self) -> Option<&str> {
+        self.annotations.get(ROLLBACK).map(String::as_str)
+    }
+
+    /// Who wrote to the template after the last write of rollbackd, or in the same second.
+    ///
+    /// Whoever only takes something away leaves no trace.
+    #[must_use]
+    pub fn later_writer(&self) -> Option<&FieldManager> {
+        let ours = self.field_managers.iter().find(|manager| manager.name == FIELD_MANAGER)?;
+        self.field_managers.iter().find(|manager| {
+            manager.owns_template == Some(true) && manager.name != FIELD_MANAGER && manager.time >= ours.time
+        })
+    }
+
+    /// Which tool keeps this DaemonSet's manifest, if one does.
+    #[must_use]
+    pub fn managed_by(&self) -> Option<ManagedBy> {
+        let annotation = |key: &str| self.annotations.get(key).cloned();
+        let label = |key: &str| self.labels.get(key).cloned();
+        annotation("argocd.argoproj.io/tracking-id")
+            .map(|id| ManagedBy::ArgoCd { id })
+            .or_else(|| {
+                label("kustomize.toolkit.fluxcd.io/name")
+                    .or_else(|| label("helm.toolkit.fluxcd.io/name"))
+                    .map(|id| ManagedBy::Flux { id })
+            })
+            .or_else(|| annotation("meta.helm.sh/release-name").map(|id| ManagedBy::Helm { id }))
+            .or_else(|| {
+                // Who applies a label only leaves the template as a rollback makes it.
+                let keeps = |manager: &&FieldManager| manager.applies && manager.owns_template != Some(false);
+                let applies = self.field_managers.iter().find(keeps);
+                applies.map(|manager| ManagedBy::ServerSideApply { id: manager.name.clone() })
+            })
+            .or_else(|| self.annotations.contains_key(LAST_APPLIED).then_some(ManagedBy::KubectlApply))
+    }
+}

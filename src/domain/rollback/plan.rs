@@ -1,0 +1,379 @@
+//! The plan: DaemonSet and history and request in, what to do or why not out.
+
+use serde::{Deserialize, Serialize};
+
+use super::RevisionInfo;
+use crate::domain::{
+    daemonset::{DaemonSet, LAST_APPLIED, UpdateStrategy},
+    revision::{History, NoSuchRevision, Revision, RevisionNumber, RevisionRef},
+    template::{NotRestorable, Template},
+};
+
+/// What a caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RollbackRequest {
+    pub to: Target,
+    /// Why, in the caller's words.
+    pub reason: Option<String>,
+    pub mode: Mode,
+    /// The number that the caller believes to be running now.
+    pub expected_revision: Option<RevisionNumber>,
+    pub on_warning: OnWarning,
+}
+
+/// Which revision to restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The one before the live template.
+    Previous,
+    Revision(RevisionRef),
+}
+
+/// Whether the rollback is made, or only tried by a server-side dry run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Apply,
+    DryRun,
+}
+
+/// What a warning does to the rollback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnWarning {
+    Proceed,
+    Refuse,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// The live template is the one asked for: nothing is sent.
+    Skip {
+        current: RevisionInfo,
+        /// The number in kubectl's sentence.
+        number: RevisionNumber,
+    },
+    Restore(Box<Plan>),
+}
+
+/// A rollback that makes sense.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What runs now; `None` while no revision holds the live template.
+    pub from: Option<RevisionInfo>,
+    pub to: RevisionInfo,
+    pub live: Template,
+    pub template: Template,
+    pub warnings: Vec<Warning>,
+}
+
+/// Something that the caller should know before the rollback is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Warning {
+    pub code: WarningCode,
+    /// What will happen.
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// Stable name of a warning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WarningCode {
+    /// `kubectl apply` manages it from a file, and may undo the rollback.
+    LastApplied,
+    /// Pods are replaced only when somebody deletes them.
+    OnDelete,
+    /// Pods are ready but not yet for `minReadySeconds`: the controller replaces them all at once.
+    MinReadySeconds,
+    /// The live template is not in the history yet, and may be lost.
+    NotRecorded,
+}
+
+/// Why a rollback is not made. The answer is no; nothing is broken.
+///
+/// `Display` uses kubectl's words where it has them (`rollback.go`, `DaemonSetRollbacker`).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("unable to find specified revision {0} in history")]
+    UnknownRevision(RevisionRef),
+    #[error("no last revision to roll back to")]
+    NoPreviousRevision,
+    #[error(
+        "revision {number} is ambiguous: {} have this number; name one of them as toRevision",
+        names.join(", ")
+    )]
+    Ambiguous { number: RevisionNumber, names: Vec<String> },
+    #[error("ControllerRevision {name} can't be restored: {reason}")]
+    NotRestorable { name: String, reason: NotRestorable },
+    #[error("the DaemonSet is being deleted")]
+    BeingDeleted,
+    /// The controller has not made a revision of the live template yet, so that which one is the
+    /// previous can't be told and the live template would be lost.
+    #[error(
+        "the controller has not recorded the running template as a revision yet; try again, or name a revision as toRevision"
+    )]
+    NotRecorded,
+    #[error("expected revision {expected} to be running, but {}", running(*actual))]
+    UnexpectedRevision { expected: RevisionNumber, actual: Option<RevisionNumber> },
+    #[error("{}", warnings.iter().map(|warning| warning.message.as_str()).collect::<Vec<_>>().join("; "))]
+    Warned { warnings: Vec<Warning> },
+}
+
+fn running(actual: Option<RevisionNumber>) -> String {
+    actual.map_or_else(
+        || "no revision of the running template is recorded yet".to_owned(),
+        |number| format!("revision {number} is"),
+    )
+}
+
+/// Decides what a rollback would do.
+///
+/// *Previous* is the highest-numbered revision whose template differs from the live one. kubectl
+/// takes the second-highest number, which is the same wherever kubectl is right; while the
+/// controller lags it would lose the live template.
+///
+/// # Errors
+/// Why the rollback makes no sense.
+pub fn plan(
+    daemonset: &DaemonSet,
+    history: &History,
+    request: &RollbackRequest,
+) -> Result<Decision, Refusal> {
+    if daemonset.being_deleted {
+        return Err(Refusal::BeingDeleted);
+    }
+    let current = history.current();
+    if let Some(expected) = request.expected_revision {
+        let actual = current.map(|revision| revision.number);
+        if actual != Some(expected) {
+            return Err(Refusal::UnexpectedRevision { expected, actual });
+        }
+    }
+    let target = target(daemonset, history, &request.to)?;
+    let template = match &target.template {
+        Ok(template) => template.clone(),
+        Err(reason) => {
+            let name = target.controller_revision.clone();
+            return Err(Refusal::NotRestorable { name, reason: reason.clone() });
+        }
+    };
+    if template == daemonset.template {
+        return Ok(Decision::Skip { current: RevisionInfo::of(target), number: target.number });
+    }
+    let warnings = warnings(daemonset, current);
+    if request.on_warning == OnWarning::Refuse && !warnings.is_empty() {
+        return Err(Refusal::Warned { warnings });
+    }
+    Ok(Decision::Restore(Box::new(Plan {
+        from: current.map(RevisionInfo::of),
+        to: RevisionInfo::of(target),
+        live: daemonset.template.clone(),
+        template,
+        warnings,
+    })))
+}
+
+fn target<'a>(daemonset: &DaemonSet, history: &'a History, to: &Target) -> Result<&'a Revision, Refusal> {
+    let wanted = match to {
+        Target::Revision(wanted) => wanted.clone(),
+        Target::Previous if history.current().is_none() => return Err(Refusal::NotRecorded),
+        Target::Previous => {
+            let differs = |revision: &&Revision| revision.template.as_ref() != Ok(&daemonset.template);
+            let previous = history.revisions().iter().rev().find(differs);
+            RevisionRef::Number(previous.ok_or(Refusal::NoPreviousRevision)?.number)
+        }
+    };
+    history.find(&wanted).map_err(|missing| match (missing, &wanted) {
+        (NoSuchRevision::Ambiguous(names), RevisionRef::Number(number)) => {
+            Refusal::Ambiguous { number: *number, names }
+        }
+        _ => Refusal::UnknownRevision(wanted),
+    })
+}
+
+fn warnings(daemonset: &DaemonSet, current: Option<&Revision>) -> Vec<Warning> {
+    let name = &daemonset.key.name;
+    let mut warnings = Vec::new();
+    let mut warn = |code, message, fix: &str| {
+        warnings.push(Warning { code, message, fix: fix.to_owned() });
+    };
+    if daemonset.annotations.contains_key(LAST_APPLIED) {
+        warn(
+            WarningCode::LastApplied,
+            // kubectl's words, from `rollout_undo.go`.
+            format!(
+                "resource daemonsets/{name} was previously managed with 'kubectl apply'. Rolling back will not update the {LAST_APPLIED} annotation, which may cause unexpected behavior on future 'kubectl apply' operations. Consider using 'kubectl apply' with your previous configuration file instead."
+            ),
+            "bring the manifest back to the restored revision before anybody applies it again",
+        );
+    }
+    if daemonset.strategy == UpdateStrategy::OnDelete {
+        warn(
+            WarningCode::OnDelete,
+            format!(
+                "daemonsets/{name} has updateStrategy OnDelete: pods keep running the old template until they are deleted"
+            ),
+            "delete the pods, node by node, after the rollback",
+        );
+    }
+    let status = &daemonset.status;
+    let ready_only = status.number_ready - status.number_available;
+    if daemonset.strategy == UpdateStrategy::RollingUpdate
+        && daemonset.min_ready_seconds > 0
+        && ready_only > 0
+    {
+        warn(
+            WarningCode::MinReadySeconds,
+            format!(
+                "{ready_only} ready pods of daemonsets/{name} have not been ready for minReadySeconds ({} s): they count as unavailable, and the controller will replace all of them at once, whatever maxUnavailable says",
+                daemonset.min_ready_seconds
+            ),
+            "wait until numberAvailable equals numberReady",
+        );
+    }
+    if current.is_none() {
+        warn(
+            WarningCode::NotRecorded,
+            format!(
+                "the controller has not recorded the running template of daemonsets/{name} as a revision yet; after this rollback it may not be in the history"
+            ),
+            "wait until observedGeneration equals generation",
+        );
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::fixtures::{daemonset, revision};
+
+    fn request(to: Target) -> RollbackRequest {
+        RollbackRequest {
+            to,
+            reason: None,
+            mode: Mode::Apply,
+            expected_revision: None,
+            on_warning: OnWarning::Proceed,
+        }
+    }
+
+    fn number(number: i64) -> Target {
+        Target::Revision(RevisionRef::Number(RevisionNumber(number)))
+    }
+
+    fn decide(live: &DaemonSet, revisions: Vec<Revision>, to: Target) -> Result<Decision, Refusal> {
+        plan(live, &History::of(live, revisions), &request(to))
+    }
+
+    fn restored(decision: Result<Decision, Refusal>) -> i64 {
+        match decision.unwrap() {
+            Decision::Restore(plan) => plan.to.revision.0,
+            Decision::Skip { .. } => panic!("skipped"),
+        }
+    }
+
+    #[test]
+    fn previous_is_the_newest_revision_with_another_template() {
+        let three = || vec![revision(1, "a"), revision(2, "b"), revision(3, "c")];
+        assert_eq!(restored(decide(&daemonset("c"), three(), Target::Previous)), 2);
+        // Two equal templates: kubectl would take the twin and change nothing.
+        let twins = vec![revision(1, "a"), revision(2, "c"), revision(3, "c")];
+        assert_eq!(restored(decide(&daemonset("c"), twins, Target::Previous)), 1);
+        // The current template is not the newest revision: the controller has yet to raise its number.
+        assert_eq!(restored(decide(&daemonset("a"), three(), Target::Previous)), 3);
+    }
+
+    #[test]
+    fn previous_of_a_template_that_is_not_recorded_is_refused_and_a_number_is_warned_about() {
+        let recorded = || vec![revision(1, "a"), revision(2, "b")];
+        let live = daemonset("not yet");
+        assert_eq!(decide(&live, recorded(), Target::Previous).unwrap_err(), Refusal::NotRecorded);
+        match decide(&live, recorded(), number(2)).unwrap() {
+            Decision::Restore(plan) => {
+                assert_eq!(plan.from, None);
+                assert_eq!(plan.warnings[0].code, WarningCode::NotRecorded);
+            }
+            Decision::Skip { .. } => panic!("skipped"),
+        }
+    }
+
+    #[test]
+    fn refusals_speak_as_kubectl_does() {
+        let says = |revisions, to| decide(&daemonset("b"), revisions, to).unwrap_err().to_string();
+        let two = || vec![revision(1, "a"), revision(2, "b")];
+        assert_eq!(says(two(), number(99)), "unable to find specified revision 99 in history");
+        assert_eq!(says(two(), number(-1)), "unable to find specified revision -1 in history");
+        assert_eq!(says(vec![revision(2, "b")], Target::Previous), "no last revision to roll back to");
+    }
+
+    #[test]
+    fn a_number_that_two_revisions_have_is_refused_until_one_is_named() {
+        let mut twin = revision(1, "c");
+        twin.controller_revision = "web-twin".into();
+        let revisions = || vec![revision(1, "a"), twin.clone(), revision(2, "b")];
+        let refusal = decide(&daemonset("b"), revisions(), number(1)).unwrap_err();
+        assert!(matches!(&refusal, Refusal::Ambiguous { names, .. } if *names == ["web-1", "web-twin"]));
+        assert!(matches!(
+            decide(&daemonset("b"), revisions(), Target::Previous),
+            Err(Refusal::Ambiguous { .. })
+        ));
+        let named = Target::Revision(RevisionRef::ControllerRevision("web-twin".into()));
+        assert_eq!(restored(decide(&daemonset("b"), revisions(), named)), 1);
+    }
+
+    #[test]
+    fn the_running_revision_is_skipped_and_foreign_data_refused() {
+        let decision = decide(&daemonset("b"), vec![revision(1, "a"), revision(2, "b")], number(2)).unwrap();
+        assert!(matches!(decision, Decision::Skip { number: RevisionNumber(2), .. }));
+        let mut foreign = revision(1, "a");
+        foreign.template = Err(NotRestorable::NotReplacing);
+        let refusal = decide(&daemonset("b"), vec![foreign, revision(2, "b")], Target::Previous).unwrap_err();
+        assert!(matches!(refusal, Refusal::NotRestorable { .. }));
+    }
+
+    #[test]
+    fn revisions_of_another_owner_do_not_exist() {
+        let mut stranger = revision(1, "a");
+        stranger.owner = Some("u2".into());
+        let mut orphan = revision(3, "c");
+        orphan.owner = None;
+        let history = History::of(&daemonset("b"), [stranger, orphan, revision(2, "b")]);
+        assert_eq!(history.revisions().len(), 1);
+    }
+
+    #[test]
+    fn expected_revision_and_deletion_are_checked_first() {
+        let mut live = daemonset("b");
+        let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
+        let mut expecting = request(number(99));
+        expecting.expected_revision = Some(RevisionNumber(1));
+        let refusal = plan(&live, &history, &expecting).unwrap_err();
+        assert_eq!(refusal.to_string(), "expected revision 1 to be running, but revision 2 is");
+        live.being_deleted = true;
+        assert_eq!(plan(&live, &history, &expecting).unwrap_err(), Refusal::BeingDeleted);
+    }
+
+    #[test]
+    fn warnings_say_what_will_happen_and_can_refuse() {
+        let mut live = daemonset("b");
+        live.annotations.insert(LAST_APPLIED.into(), "{}".into());
+        live.min_ready_seconds = 30;
+        live.status.number_available = 1;
+        let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
+        let mut careful = request(Target::Previous);
+        careful.on_warning = OnWarning::Refuse;
+        let Err(Refusal::Warned { warnings }) = plan(&live, &history, &careful) else {
+            panic!("not refused")
+        };
+        let codes: Vec<_> = warnings.iter().map(|warning| warning.code).collect();
+        assert_eq!(codes, [WarningCode::LastApplied, WarningCode::MinReadySeconds]);
+        live.strategy = UpdateStrategy::OnDelete;
+        let Decision::Restore(plan) = plan(&live, &history, &request(Target::Previous)).unwrap() else {
+            panic!("skipped")
+        };
+        let codes: Vec<_> = plan.warnings.iter().map(|warning| warning.code).collect();
+        assert_eq!(codes, [WarningCode::LastApplied, WarningCode::OnDelete]);
+    }
+}

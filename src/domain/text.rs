@@ -1,0 +1,99 @@
+//! Text from the cluster on its way to a terminal, a log line or a Kubernetes Event.
+//!
+//! Object names, annotations and messages are written by whoever may write to the cluster. Shown
+//! unchanged, an escape sequence can repaint a terminal, a newline can forge a log line and a
+//! bidirectional override can make one image name read as another. Quotes and backslashes stay as
+//! they are: the result is for people to read, not for a program to decode.
+
+use std::borrow::Cow;
+
+/// Replaces every character that moves the cursor, ends a line or reorders its neighbours by its
+/// Rust escape: `\n`, `\t`, `\r`, otherwise `\u{1b}`.
+///
+/// These are the control characters (Unicode category Cc: C0, DEL and C1), the line and paragraph
+/// separators U+2028 and U+2029, and the bidirectional controls of Unicode Standard Annex #9.
+/// Text without any of them is borrowed.
+///
+/// kubectl only replaces ESC (by `^[`) and CR (`printers.WriteEscaped` in k8s.io/cli-runtime).
+#[must_use]
+pub fn escape(text: &str) -> Cow<'_, str> {
+    let Some(first) = text.find(misleads) else {
+        return Cow::Borrowed(text);
+    };
+    let (clean, rest) = text.split_at(first);
+    let mut escaped = String::with_capacity(text.len() + 8);
+    escaped.push_str(clean);
+    for character in rest.chars() {
+        match character {
+            '\n' => escaped.push_str("\\n"),
+            '\r' => escaped.push_str("\\r"),
+            '\t' => escaped.push_str("\\t"),
+            _ if misleads(character) => escaped.extend(character.escape_unicode()),
+            _ => escaped.push(character),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+fn misleads(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{61c}'
+                | '\u{200e}'
+                | '\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2066}'..='\u{2069}'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn harmless_text_is_borrowed() {
+        for text in ["", "nginx:1.27", "größe → 日本語 🚀", r#"C:\dir "quoted" 'x'"#] {
+            assert!(matches!(escape(text), Cow::Borrowed(same) if same == text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn layout_characters_get_their_short_names() {
+        assert_eq!(escape("a\tb\nc\r\nd"), r"a\tb\nc\r\nd");
+    }
+
+    #[test]
+    fn escape_sequences_cannot_reach_a_terminal() {
+        assert_eq!(escape("\u{1b}[2Jgone"), r"\u{1b}[2Jgone");
+        assert_eq!(escape("\0 \u{7} \u{7f} \u{85} \u{9b}31m"), r"\u{0} \u{7} \u{7f} \u{85} \u{9b}31m");
+    }
+
+    #[test]
+    fn every_control_and_bidirectional_character_is_escaped() {
+        let control = ('\0'..='\u{1f}').chain('\u{7f}'..='\u{9f}');
+        let direction = ['\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}']
+            .into_iter()
+            .chain('\u{202a}'..='\u{202e}')
+            .chain('\u{2066}'..='\u{2069}');
+        for character in control.chain(direction) {
+            let text = format!("a{character}b");
+            let escaped = escape(&text);
+            assert!(escaped.starts_with("a\\") && escaped.ends_with('b'));
+            assert!(escaped.chars().all(|c| (' '..='~').contains(&c)));
+        }
+    }
+
+    #[test]
+    fn neighbours_of_the_escaped_ranges_are_kept() {
+        let text = " ~\u{a0}\u{61b}\u{61d}\u{200d}\u{2010}\u{2027}\u{202f}\u{2065}\u{206a}";
+        assert_eq!(escape(text), text);
+    }
+
+    #[test]
+    fn escaping_twice_changes_nothing() {
+        let once = escape("x\n\u{202e}y").into_owned();
+        assert_eq!(once, r"x\n\u{202e}y");
+        assert_eq!(escape(&once), once);
+    }
+}

@@ -1,0 +1,100 @@
+//! What stands in front of a server without authentication (`--auth none`), and what no request may
+//! carry yet.
+//!
+//! Such a server holds somebody's kubeconfig. It listens on loopback only, but every web page that
+//! this somebody opens can send requests there: so the host must be a loopback name (DNS
+//! rebinding), a foreign page is refused, and a POST must have a content type that a page can't
+//! send without asking first ([`super::extract::Json`]).
+
+use axum::{extract::Request, middleware::Next, response::Response};
+use http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
+
+use super::problem::{Kind, Problem};
+
+/// Headers of the design that are not built yet, and what each would do: refused, never ignored.
+const NOT_BUILT: [(&str, &str); 6] = [
+    ("idempotency-key", "retries are not recognised yet"),
+    ("if-match", "preconditions are not checked yet; use expectedRevision"),
+    ("prefer", "waiting for the outcome is not supported yet; follow links.self or links.status"),
+    ("impersonate-user", "acting for somebody else needs authentication, which --auth none has not"),
+    ("impersonate-group", "acting for somebody else needs authentication, which --auth none has not"),
+    ("impersonate-uid", "acting for somebody else by uid is not supported"),
+];
+
+/// Refuses headers that would be ignored.
+///
+/// # Errors
+/// As a response: 400.
+pub async fn supported_headers(request: Request, next: Next) -> Result<Response, Problem> {
+    for (name, why) in NOT_BUILT {
+        if request.headers().contains_key(name) {
+            return Err(Problem::header(Kind::UnsupportedHeader, name, why));
+        }
+    }
+    let extra = request.headers().keys().find(|name| name.as_str().starts_with("impersonate-"));
+    if let Some(name) = extra {
+        return Err(Problem::header(Kind::UnsupportedHeader, name.as_str(), "not supported"));
+    }
+    Ok(next.run(request).await)
+}
+
+/// Refuses what a web page of another origin, or another machine, could have sent.
+///
+/// # Errors
+/// As a response: 403.
+pub async fn loopback_only(request: Request, next: Next) -> Result<Response, Problem> {
+    let headers = request.headers();
+    let asked_for = request.uri().authority();
+    if !host(headers).as_ref().is_some_and(is_loopback) || !asked_for.is_none_or(is_loopback) {
+        return Err(refuse("Host", "expected a loopback name such as localhost or 127.0.0.1"));
+    }
+    let ours = |origin: &HeaderValue| {
+        let uri = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+        uri.as_ref().and_then(Uri::authority).is_some_and(is_loopback)
+    };
+    if !headers.get_all(header::ORIGIN).iter().all(ours) {
+        return Err(refuse("Origin", "expected the origin of a page served from this machine"));
+    }
+    let near = |site: &HeaderValue| matches!(site.as_bytes(), b"same-origin" | b"none");
+    if !headers.get_all("sec-fetch-site").iter().all(near) {
+        return Err(refuse("Sec-Fetch-Site", "expected same-origin or none"));
+    }
+    Ok(next.run(request).await)
+}
+
+fn refuse(header: &str, detail: &str) -> Problem {
+    Problem::header(Kind::ForbiddenOrigin, header, detail)
+}
+
+/// The only `Host`.
+fn host(headers: &HeaderMap) -> Option<Authority> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok()?.parse().ok(),
+        _ => None,
+    }
+}
+
+fn is_loopback(authority: &Authority) -> bool {
+    let host = authority.host();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_are_loopback() {
+        for name in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.9.9.9:1", "[::1]:8080"] {
+            assert!(is_loopback(&name.parse().unwrap()), "{name}");
+        }
+        for name in
+            ["localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "evil:80", "localhost."]
+        {
+            assert!(!is_loopback(&name.parse().unwrap()), "{name}");
+        }
+    }
+}

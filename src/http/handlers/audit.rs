@@ -1,0 +1,137 @@
+//! `GET /audit`: who did what, and why.
+
+use axum::{
+    Json as JsonAnswer,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, header};
+use serde::{Deserialize, Serialize};
+
+use super::super::{
+    App, From,
+    extract::{Query, number, time},
+    negotiate::{Form, negotiate},
+    page,
+    problem::{Problem, ProblemBody},
+};
+use crate::{
+    audit::{Action, Entry, EntryFilter, Order, Outcome, Sequence},
+    domain::key::{Name, Namespace},
+};
+
+/// Entries that one NDJSON answer holds at most.
+const EXPORT: u32 = 10_000;
+
+/// One entry of the audit.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AuditEntry {
+    /// Place in the audit, starting at 1.
+    #[schema(value_type = i64, examples(42))]
+    pub sequence: Sequence,
+    #[serde(flatten)]
+    pub entry: Entry,
+}
+
+/// A page of entries.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AuditList {
+    pub items: Vec<AuditEntry>,
+    /// Leads to the next page; absent on the last.
+    #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    namespace: Option<Namespace>,
+    name: Option<Name>,
+    actor: Option<String>,
+    action: Option<Action>,
+    outcome: Option<Outcome>,
+    since: Option<String>,
+    until: Option<String>,
+    after: Option<String>,
+    #[serde(skip_serializing)]
+    limit: Option<String>,
+    #[serde(skip_serializing)]
+    r#continue: Option<String>,
+}
+
+/// Read the audit
+///
+/// Newest first; with `after`, ascending from there. As `application/x-ndjson` it is one entry a line,
+/// ascending, at most 10,000 of them; the last line's `sequence` as `after` leads on, until nothing comes.
+#[utoipa::path(
+    get, path = "/audit", tag = "audit",
+    params(
+        ("namespace" = Option<String>, Query, description = "Only of this namespace"),
+        ("name" = Option<String>, Query, description = "Only of DaemonSets of this name"),
+        ("actor" = Option<String>, Query, description = "Only asked for by this user"),
+        ("action" = Option<Action>, Query, description = "Only about this"),
+        ("outcome" = Option<Outcome>, Query, description = "Only with this outcome"),
+        ("since" = Option<String>, Query, format = DateTime, description = "Only at or after this RFC 3339 time", example = "2026-11-23T03:00:00Z"),
+        ("until" = Option<String>, Query, format = DateTime, description = "Only before this RFC 3339 time"),
+        ("after" = Option<i64>, Query, description = "Only after this sequence number, ascending", minimum = 0),
+        ("limit" = Option<u32>, Query, description = "Items on a page, 1 to 1000 (100 if not given); as NDJSON, 1 to 10000 (10000 if not given)", minimum = 1, maximum = 10000),
+        ("continue" = Option<String>, Query, description = "Value of `continue` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page of entries", content(
+            (AuditList = "application/json"),
+            (String = "application/x-ndjson"),
+        )),
+        (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "The audit store is out of reach", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn list_audit_entries(
+    State(app): State<App>,
+    _: From,
+    headers: HeaderMap,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, Problem> {
+    let form = negotiate(&headers, &[Form::Json, Form::NdJson])?;
+    let after: Option<Sequence> = number("after", query.after.as_deref(), 0..=Sequence::MAX)?;
+    let export = form == Form::NdJson;
+    if export && query.r#continue.is_some() {
+        return Err(Problem::parameter("continue", "expected after instead: an export has no pages"));
+    }
+    let limit = if export {
+        page::limit(query.limit.as_deref(), EXPORT, EXPORT)?
+    } else {
+        page::limit(query.limit.as_deref(), 100, 1000)?
+    };
+    let last: Option<Sequence> = page::after(query.r#continue.as_deref(), &query)?;
+    let order = match (after, export) {
+        (None, false) => Order::NewestFirst { before: last },
+        (after, _) => Order::OldestFirst { after: last.or(after).unwrap_or_default() },
+    };
+    let mut entries = app.store.entries(&query.filter()?, order, limit.saturating_add(1)).await?;
+    let more = entries.len() > limit as usize;
+    entries.truncate(limit as usize);
+    let next = entries.last().filter(|_| more).map(|(sequence, _)| page::token(sequence, &query));
+    let items: Vec<AuditEntry> =
+        entries.into_iter().map(|(sequence, entry)| AuditEntry { sequence, entry }).collect();
+    if !export {
+        return Ok(JsonAnswer(AuditList { items, next }).into_response());
+    }
+    let lines = items.iter().map(|item| serde_json::to_string(item).map(|line| line + "\n"));
+    let body: String = lines.collect::<Result<_, _>>().expect("an entry has string keys");
+    Ok(([(header::CONTENT_TYPE, Form::NdJson.content_type())], body).into_response())
+}
+
+impl ListQuery {
+    fn filter(&self) -> Result<EntryFilter, Problem> {
+        Ok(EntryFilter {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            actor: self.actor.clone(),
+            action: self.action,
+            outcome: self.outcome,
+            since: time("since", self.since.as_deref())?,
+            until: time("until", self.until.as_deref())?,
+        })
+    }
+}

@@ -1,0 +1,252 @@
+//! `GET /daemonsets…`: summaries.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{Json as JsonAnswer, extract::State, response::Response};
+use http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::super::{
+    App, Freshness, etag,
+    extract::{InNamespace, Query, Target},
+    negotiate::{Form, negotiate},
+    page,
+    problem::{Problem, ProblemBody},
+};
+use crate::{
+    domain::{
+        daemonset::{Counts, DaemonSet, ManagedBy, UpdateStrategy},
+        key::{Key, Namespace},
+        revision::{History, RevisionNumber},
+        rollout::{Phase, Rollout},
+        template::ContainerImage,
+    },
+    http::From,
+    kubernetes::selector::LabelSelector,
+};
+
+/// One DaemonSet at a glance.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DaemonSetSummary {
+    #[schema(examples("monitoring"))]
+    pub namespace: String,
+    #[schema(examples("agent"))]
+    pub name: String,
+    /// `--cluster-name` of this rollbackd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    pub uid: String,
+    pub generation: i64,
+    /// The revision that equals the running template; absent until the controller has recorded it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_revision: Option<RevisionNumber>,
+    /// The current revision's change-cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change_cause: Option<String>,
+    pub images: Vec<ContainerImage>,
+    pub update_strategy: UpdateStrategy,
+    pub phase: Phase,
+    /// kubectl's sentence on the rollout.
+    pub message: String,
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// What keeps its manifest, and would undo a rollback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub managed_by: Option<ManagedBy>,
+    /// Id of the newest rollback that has not ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_rollback: Option<Uuid>,
+    pub links: DaemonSetLinks,
+    /// Present and true when the watch is dead and this may be old.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stale: bool,
+}
+
+/// Where a DaemonSet's parts are, relative to the server's root.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DaemonSetLinks {
+    #[serde(rename = "self")]
+    #[schema(examples("daemonsets/monitoring/agent"))]
+    pub this: String,
+    pub revisions: String,
+    pub status: String,
+    pub rollback: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_rollback: Option<String>,
+}
+
+/// A page of DaemonSets, ordered by namespace and name.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DaemonSetList {
+    pub items: Vec<DaemonSetSummary>,
+    /// Leads to the next page; absent on the last.
+    #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Present and true when the watch is dead and this may be old.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stale: bool,
+}
+
+/// Path of a DaemonSet, relative to the server's root, so that it survives a proxy's prefix.
+#[must_use]
+pub fn link(key: &Key) -> String {
+    format!("daemonsets/{}/{}", key.namespace, key.name)
+}
+
+impl DaemonSetSummary {
+    fn of(app: &App, daemonset: &DaemonSet, history: &History, freshness: Freshness) -> Self {
+        let rollout = Rollout::of(daemonset);
+        let current = history.current();
+        let open_rollback = app.rollbacks.open(&daemonset.key).map(|rollback| rollback.id);
+        let this = link(&daemonset.key);
+        Self {
+            namespace: daemonset.key.namespace.to_string(),
+            name: daemonset.key.name.to_string(),
+            cluster: app.cluster_name.clone(),
+            uid: daemonset.uid.clone(),
+            generation: daemonset.generation,
+            current_revision: current.map(|revision| revision.number),
+            change_cause: current.and_then(|revision| revision.change_cause.clone()),
+            images: daemonset.template.images().to_vec(),
+            update_strategy: daemonset.strategy,
+            phase: rollout.phase,
+            message: rollout.message,
+            counts: daemonset.status,
+            managed_by: daemonset.managed_by(),
+            open_rollback,
+            links: DaemonSetLinks {
+                revisions: format!("{this}/revisions"),
+                status: format!("{this}/status"),
+                rollback: format!("{this}/rollback"),
+                open_rollback: open_rollback.map(|id| format!("rollbacks/{id}")),
+                this,
+            },
+            stale: freshness.is_stale(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListQuery {
+    label_selector: Option<String>,
+    limit: Option<String>,
+    r#continue: Option<String>,
+}
+
+/// List the DaemonSets of all namespaces
+#[utoipa::path(
+    get, path = "/daemonsets", tag = "daemonsets",
+    params(
+        ("labelSelector" = Option<String>, Query, description = "Only DaemonSets with these labels, in Kubernetes' own syntax", example = "app=agent,tier in (edge,core)"),
+        ("limit" = Option<u32>, Query, description = "Items on a page, 1 to 1000; 500 if not given", minimum = 1, maximum = 1000),
+        ("continue" = Option<String>, Query, description = "Value of `continue` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page of DaemonSets", body = DaemonSetList),
+        (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "The cluster has not been seen yet, or not for long", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn list_daemon_sets(
+    State(app): State<App>,
+    _: From,
+    headers: HeaderMap,
+    Query(query): Query<ListQuery>,
+) -> Result<JsonAnswer<DaemonSetList>, Problem> {
+    negotiate(&headers, &[Form::Json])?;
+    list(&app, None, &query)
+}
+
+/// List the DaemonSets of one namespace
+#[utoipa::path(
+    get, path = "/daemonsets/{namespace}", tag = "daemonsets",
+    params(
+        ("namespace" = String, Path, description = "Name of a namespace", example = "monitoring"),
+        ("labelSelector" = Option<String>, Query, description = "Only DaemonSets with these labels, in Kubernetes' own syntax", example = "app=agent,tier in (edge,core)"),
+        ("limit" = Option<u32>, Query, description = "Items on a page, 1 to 1000; 500 if not given", minimum = 1, maximum = 1000),
+        ("continue" = Option<String>, Query, description = "Value of `continue` of the page before"),
+    ),
+    responses(
+        (status = 200, description = "A page of DaemonSets; empty, too, for a namespace that does not exist", body = DaemonSetList),
+        (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "The cluster has not been seen yet, or not for long", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn list_namespaced_daemon_sets(
+    State(app): State<App>,
+    _: From,
+    InNamespace(namespace): InNamespace,
+    headers: HeaderMap,
+    Query(query): Query<ListQuery>,
+) -> Result<JsonAnswer<DaemonSetList>, Problem> {
+    negotiate(&headers, &[Form::Json])?;
+    list(&app, Some(&namespace), &query)
+}
+
+fn list(
+    app: &App,
+    namespace: Option<&Namespace>,
+    query: &ListQuery,
+) -> Result<JsonAnswer<DaemonSetList>, Problem> {
+    let freshness = app.freshness()?;
+    let limit = page::limit(query.limit.as_deref(), 500, 1000)?;
+    let selector = query.label_selector.as_deref().unwrap_or_default();
+    let labels = LabelSelector::parse(selector)
+        .map_err(|error| Problem::parameter("labelSelector", error.to_string()))?;
+    let filters = (namespace, selector);
+    let after: Option<Key> = page::after(query.r#continue.as_deref(), &filters)?;
+    let all: BTreeMap<Key, Arc<DaemonSet>> = app.cache.daemonsets(namespace);
+    let mut wanted = all
+        .values()
+        .filter(|daemonset| after.as_ref().is_none_or(|after| daemonset.key > *after))
+        .filter(|daemonset| labels.matches(&daemonset.labels));
+    let items: Vec<&DaemonSet> = wanted.by_ref().take(limit as usize).map(Arc::as_ref).collect();
+    let last = items.last().filter(|_| wanted.next().is_some());
+    let next = last.map(|daemonset| page::token(&daemonset.key, &filters));
+    let histories = app.cache.histories(items.iter().copied());
+    let items = items
+        .iter()
+        .zip(&histories)
+        .map(|(daemonset, history)| DaemonSetSummary::of(app, daemonset, history, Freshness::Current))
+        .collect();
+    Ok(JsonAnswer(DaemonSetList { items, next, stale: freshness.is_stale() }))
+}
+
+/// Get one DaemonSet at a glance
+#[utoipa::path(
+    get, path = "/daemonsets/{namespace}/{name}", tag = "daemonsets",
+    params(
+        ("namespace" = String, Path, description = "Name of a namespace", example = "monitoring"),
+        ("name" = String, Path, description = "Name of a DaemonSet", example = "agent"),
+        ("If-None-Match" = Option<String>, Header, description = "Entity tags that the caller has"),
+    ),
+    responses(
+        (status = 200, description = "The DaemonSet", body = DaemonSetSummary, headers(("ETag" = String, description = "uid.generation.hash"))),
+        (status = 304, description = "The caller has this already"),
+        (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "The cluster has not been seen yet, or not for long", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn get_daemon_set(
+    State(app): State<App>,
+    _: From,
+    Target(key): Target,
+    headers: HeaderMap,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<Response, Problem> {
+    negotiate(&headers, &[Form::Json])?;
+    let freshness = app.freshness()?;
+    let daemonset = app.daemonset(&key).await?;
+    let history = app.history(&daemonset).await?;
+    Ok(etag::json(&headers, &daemonset, &DaemonSetSummary::of(&app, &daemonset, &history, freshness)))
+}
+
+/// No query parameter is known.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoQuery {}

@@ -1,0 +1,9 @@
+//! One file for each resource: its views and its handlers.
+
+pub mod audit;
+pub mod daemonsets;
+pub mod operations;
+pub mod revisions;
+pub mod rollback;
+pub mod rollbacks;
+pub mod status;

@@ -1,0 +1,330 @@
+//! `POST …/rollback`.
+
+use std::net::SocketAddr;
+
+use axum::{
+    Extension, Json as JsonAnswer,
+    extract::{ConnectInfo, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize};
+use uuid::Uuid;
+
+use super::{
+    super::{
+        App, From,
+        edge::Id,
+        etag::etag,
+        extract::{Json, Query, Target},
+        negotiate::{Form, negotiate},
+        problem::{Kind, Problem, ProblemBody},
+    },
+    daemonsets::{NoQuery, link},
+    rollbacks::RollbackView,
+};
+use crate::{
+    domain::{
+        actor::Actor,
+        diff::TemplateDiff,
+        key::Key,
+        kubectl::{self, Undo},
+        revision::{RevisionNumber, RevisionRef},
+        rollback::{Mode, OnWarning, Origin, RevisionInfo, RollbackRequest, Target as Revision, Warning},
+    },
+    rollbacks::{Outcome, Preview, RollbackError},
+};
+
+/// Longest reason, in characters.
+pub const MAX_REASON: usize = 1024;
+
+/// What to roll back to, and why. Every field may be left out.
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+#[schema(as = RollbackRequest)]
+pub struct Body {
+    /// A revision's number, or the name of its ControllerRevision; left out, 0 or "previous": the
+    /// revision before the running one.
+    #[serde(default, deserialize_with = "to_revision")]
+    #[schema(value_type = Option<ToRevision>)]
+    to_revision: Option<Revision>,
+    /// Why; kept in the audit.
+    #[serde(default)]
+    #[schema(max_length = 1024, examples("image 1.4.3 crashes on arm64"))]
+    reason: Option<String>,
+    /// Only try: asks the API server, admission included, and changes nothing.
+    #[serde(default)]
+    dry_run: Option<bool>,
+    /// The number of the revision that the caller believes to be running; if another one is, 412.
+    #[serde(default)]
+    #[schema(examples(3))]
+    expected_revision: Option<i64>,
+    /// Refuse the rollback (422) if there is a warning.
+    #[serde(default)]
+    fail_on_warning: Option<bool>,
+}
+
+/// A number, a ControllerRevision's name, or "previous".
+#[derive(utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum ToRevision {
+    Number(i64),
+    Name(String),
+}
+
+fn to_revision<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Revision>, D::Error> {
+    struct Visitor;
+
+    impl<'de> serde::de::Visitor<'de> for Visitor {
+        type Value = Option<Revision>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a revision number, the name of a ControllerRevision, or \"previous\"")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+            Ok(Some(match number {
+                0 => Revision::Previous,
+                // A negative number is well-formed; that there is no such revision is the plan's answer.
+                number => Revision::Revision(RevisionRef::Number(RevisionNumber(number))),
+            }))
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Self::Value, E> {
+            let number = i64::try_from(number);
+            number
+                .map_err(|_| E::invalid_value(serde::de::Unexpected::Other("a number beyond 2^63"), &self))
+                .and_then(|number| self.visit_i64(number))
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            match text {
+                "previous" => Ok(Some(Revision::Previous)),
+                text => text
+                    .parse::<i64>()
+                    .map_or_else(
+                        |_| text.parse().map(|revision| Some(Revision::Revision(revision))).map_err(|_| ()),
+                        |number| self.visit_i64::<E>(number).map_err(|_| ()),
+                    )
+                    .map_err(|()| E::invalid_value(serde::de::Unexpected::Str(text), &Visitor)),
+            }
+        }
+    }
+
+    deserializer.deserialize_any(Visitor)
+}
+
+/// What a dry run found: the rollback that would be made.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackPreview {
+    /// Id of the dry run, also in the audit.
+    pub id: Uuid,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Always true.
+    pub dry_run: bool,
+    /// Whether nothing would be sent, as the template is already the one asked for.
+    pub skipped: bool,
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// The generation that the rollback would make.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    /// The revision that runs now; absent until the controller has recorded it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<RevisionInfo>,
+    /// The revision that would be restored.
+    pub to: RevisionInfo,
+    pub warnings: Vec<Warning>,
+    pub message: String,
+    /// What would change in the pod template, after admission.
+    pub diff: TemplateDiff,
+    pub requested_by: Actor,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub requested_at: Timestamp,
+    /// Entity tag of the DaemonSet that the dry run was made for.
+    pub etag: String,
+    pub links: PreviewLinks,
+}
+
+/// Where a dry run leads on, relative to the server's root.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PreviewLinks {
+    #[schema(examples("daemonsets/monitoring/agent/rollback"))]
+    pub rollback: String,
+}
+
+impl RollbackPreview {
+    fn of(app: &App, preview: Preview) -> Self {
+        let etag = etag(&preview.uid, preview.live_generation, preview.id.as_bytes());
+        Self {
+            id: preview.id,
+            cluster: app.cluster_name.clone(),
+            dry_run: true,
+            skipped: preview.skipped.is_some(),
+            namespace: preview.key.namespace.to_string(),
+            name: preview.key.name.to_string(),
+            uid: preview.uid,
+            generation: preview.generation,
+            from: preview.from,
+            to: preview.to,
+            warnings: preview.warnings,
+            message: preview.message,
+            diff: preview.diff,
+            requested_by: preview.origin.requested_by,
+            reason: preview.origin.reason,
+            requested_at: preview.requested_at,
+            etag,
+            links: PreviewLinks { rollback: format!("{}/rollback", link(&preview.key)) },
+        }
+    }
+}
+
+/// A rollback, or what a dry run found.
+#[derive(Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum RollbackResult {
+    Rollback(RollbackView),
+    Preview(RollbackPreview),
+}
+
+/// Roll back a DaemonSet
+///
+/// What `kubectl rollout undo` does, recorded before it is made and pinned to the DaemonSet that was
+/// planned on: a change in between is refused, never overwritten. The rollout goes on after the
+/// answer; `links.status` and `links.self` follow it.
+#[utoipa::path(
+    post, path = "/daemonsets/{namespace}/{name}/rollback", tag = "rollbacks",
+    params(
+        ("namespace" = String, Path, description = "Name of a namespace", example = "monitoring"),
+        ("name" = String, Path, description = "Name of a DaemonSet", example = "agent"),
+    ),
+    request_body(content = Body, description = "May be empty; the content type may not", example = json!({"toRevision": 2, "reason": "image 1.4.3 crashes on arm64"})),
+    responses(
+        (status = 202, description = "The rollback is made, or its patch is `unsettled`", content(
+            (RollbackView = "application/json"),
+            (String = "text/plain", example = "daemonset.apps/agent rolled back\n"),
+        ), headers(("Location" = String, description = "The rollback"))),
+        (status = 200, description = "Nothing was sent: a dry run, or the template is already the one asked for", content(
+            (RollbackResult = "application/json"),
+            (String = "text/plain", example = "daemonset.apps/agent skipped rollback (current template already matches revision 3)\n"),
+        )),
+        (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No such DaemonSet", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "Another rollback is being made, the DaemonSet was changed in between, or the controller has not recorded the running template", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 412, description = "`expectedRevision` is not the running one", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "It makes no sense, there are warnings and `failOnWarning` is set, or the API server refused it", body = ProblemBody, content_type = "application/problem+json", example = json!({"type": "https://rollbackd.dev/problems/unknown-revision", "title": "No such revision", "status": 422, "detail": "unable to find specified revision 99 in history", "instance": "/daemonsets/monitoring/agent/rollback", "requestId": "01936b5e-7d0a-7f43-9c7e-2f3f6a0b1c2d", "errors": [{"pointer": "/toRevision", "detail": "unable to find specified revision 99 in history"}]})),
+        (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "The API server or the audit store is out of reach; nothing was changed", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+#[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
+pub async fn roll_back(
+    State(app): State<App>,
+    Extension(caller): From,
+    Extension(Id(request_id)): Extension<Id>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Target(key): Target,
+    Query(NoQuery {}): Query<NoQuery>,
+    headers: HeaderMap,
+    Json(body): Json<Body>,
+) -> Result<Response, Problem> {
+    let form = negotiate(&headers, &[Form::Json, Form::Text])?;
+    let request = body.check(app.require_reason)?;
+    let origin = Origin {
+        requested_by: caller.actor().clone(),
+        on_behalf_of: None,
+        reason: request.reason.clone(),
+        request_id,
+        source: Some(peer.ip().to_string()),
+    };
+    let grant = app.authority.grant_rollback(&caller, &key);
+    let meanwhile = kubectl::undo_command(&key, &request.to);
+    let outcome = app.rollbacks.roll_back(grant, origin, request).await.map_err(|error| match error {
+        RollbackError::Cluster(crate::kubernetes::ClusterError::NotFound) => Problem::no_daemonset(&key),
+        error => Problem::from(error).or_type(meanwhile),
+    })?;
+    Ok(answer(&app, &key, form, outcome))
+}
+
+impl Body {
+    fn check(self, require_reason: bool) -> Result<RollbackRequest, Problem> {
+        let reason = self.reason.map(|reason| reason.trim().to_owned()).filter(|reason| !reason.is_empty());
+        if reason.as_ref().is_some_and(|reason| reason.chars().count() > MAX_REASON) {
+            let detail = format!("reason: expected at most {MAX_REASON} characters");
+            return Err(Problem::pointer(Kind::InvalidRequest, "/reason", detail));
+        }
+        if require_reason && reason.is_none() {
+            let detail = "reason: expected some text: this rollbackd makes no rollback without a reason";
+            return Err(Problem::pointer(Kind::ReasonRequired, "/reason", detail));
+        }
+        if self.expected_revision.is_some_and(|number| number < 1) {
+            let detail = "expectedRevision: expected a number from 1";
+            return Err(Problem::pointer(Kind::InvalidRequest, "/expectedRevision", detail));
+        }
+        Ok(RollbackRequest {
+            to: self.to_revision.unwrap_or(Revision::Previous),
+            reason,
+            mode: if self.dry_run == Some(true) { Mode::DryRun } else { Mode::Apply },
+            expected_revision: self.expected_revision.map(RevisionNumber),
+            on_warning: if self.fail_on_warning == Some(true) {
+                OnWarning::Refuse
+            } else {
+                OnWarning::Proceed
+            },
+        })
+    }
+}
+
+fn answer(app: &App, key: &Key, form: Form, outcome: Outcome) -> Response {
+    let (status, undo, dry_run) = match &outcome {
+        Outcome::Made(_) => (StatusCode::ACCEPTED, Undo::RolledBack, false),
+        Outcome::Skipped { number, .. } => (StatusCode::OK, Undo::Skipped(number.0), false),
+        Outcome::Previewed(preview) => {
+            let undo = preview.skipped.map_or(Undo::RolledBack, |number| Undo::Skipped(number.0));
+            (StatusCode::OK, undo, true)
+        }
+    };
+    let (warnings, location) = match &outcome {
+        Outcome::Made(rollback) | Outcome::Skipped { rollback, .. } => {
+            (rollback.warnings.clone(), Some(format!("/rollbacks/{}", rollback.id)))
+        }
+        Outcome::Previewed(preview) => (preview.warnings.clone(), None),
+    };
+    let unsettled = matches!(&outcome, Outcome::Made(rollback) if rollback.state.is_undecided());
+    let mut response = match (form, outcome) {
+        (Form::Text, _) if unsettled => (
+            [(header::CONTENT_TYPE, Form::Text.content_type())],
+            format!("daemonset.apps/{} rollback unsettled: the API server's answer was lost\n", key.name),
+        )
+            .into_response(),
+        (Form::Text, _) => {
+            let body = kubectl::undo(&key.name, undo, dry_run);
+            ([(header::CONTENT_TYPE, Form::Text.content_type())], body).into_response()
+        }
+        (_, Outcome::Made(rollback) | Outcome::Skipped { rollback, .. }) => {
+            JsonAnswer(RollbackView::of(app, &rollback)).into_response()
+        }
+        (_, Outcome::Previewed(preview)) => JsonAnswer(RollbackPreview::of(app, preview)).into_response(),
+    };
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if let Some(location) = location.and_then(|location| HeaderValue::from_str(&location).ok()) {
+        headers.insert(header::LOCATION, location);
+    }
+    // As the API server sends warnings to kubectl.
+    for warning in warnings {
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - {:?}", warning.message)) {
+            headers.append(header::WARNING, value);
+        }
+    }
+    response
+}

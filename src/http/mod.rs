@@ -1,0 +1,173 @@
+//! The HTTP API: extract, one call, one view.
+//!
+//! [`router`] is the map of all routes; [`problem`] is the only place that knows the status of an
+//! error; [`edge`] is what every request passes through.
+
+mod edge;
+mod etag;
+mod extract;
+mod guard;
+pub mod handlers;
+mod negotiate;
+pub mod openapi;
+mod page;
+pub mod problem;
+mod router;
+mod sse;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+pub use router::router;
+
+use crate::{
+    audit::Store,
+    auth::{Authority, Caller},
+    domain::{
+        daemonset::DaemonSet,
+        key::{Key, Namespace},
+        revision::History,
+    },
+    kubernetes::{Cache, ClusterError, Live, liveness::Health},
+    rollbacks::Rollbacks,
+    telemetry::Metrics,
+};
+use problem::{Kind, Problem};
+
+/// Largest request body, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// What the handlers work with. Clones share it.
+#[derive(Clone)]
+pub struct App {
+    inner: Arc<Parts>,
+}
+
+/// The rooms behind the handlers, and what the flags say.
+pub struct Parts {
+    pub live: Live,
+    pub cache: Arc<Cache>,
+    pub health: Arc<Health>,
+    pub store: Store,
+    pub rollbacks: Rollbacks,
+    pub authority: Authority,
+    pub metrics: Metrics,
+    pub cluster_name: Option<String>,
+    pub require_reason: bool,
+    pub limits: Limits,
+    /// Readiness fails from here on.
+    pub draining: CancellationToken,
+    /// Streams end here.
+    pub stop: CancellationToken,
+}
+
+/// Times that the contract names.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From here on answers say that they are stale.
+    pub stale_after: Duration,
+    /// From here on nothing is answered from the watches.
+    pub dead_after: Duration,
+    /// For how long a read waits for a generation to be seen.
+    pub generation: Duration,
+    /// Between two comments on a silent stream.
+    pub heartbeat: Duration,
+    /// For a request body to arrive in whole.
+    pub body: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            stale_after: Duration::from_secs(15),
+            dead_after: Duration::from_secs(300),
+            generation: Duration::from_secs(5),
+            heartbeat: Duration::from_secs(15),
+            body: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Whether an answer from the watches may be behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    Current,
+    Stale,
+}
+
+impl Freshness {
+    /// As the field `stale` of an answer, which is there only if it is true.
+    #[must_use]
+    pub fn is_stale(self) -> bool {
+        self == Self::Stale
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.inner
+    }
+}
+
+impl App {
+    /// Puts the handlers on top of the rooms.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self { inner: Arc::new(parts) }
+    }
+
+    /// Whether a namespace is served.
+    fn serves(&self, namespace: &Namespace) -> Result<(), Problem> {
+        let scope = self.cache.scope();
+        if scope.contains(namespace) {
+            return Ok(());
+        }
+        let detail = format!("namespace {namespace} is not served by this rollbackd, which serves {scope}");
+        Err(Problem::new(Kind::NamespaceNotServed, detail))
+    }
+
+    /// How good answers from the watches are now.
+    fn freshness(&self) -> Result<Freshness, Problem> {
+        if !self.cache.is_ready() {
+            let detail = "the DaemonSets of the cluster have not been read yet";
+            return Err(Problem::new(Kind::NotReady, detail).retry_after(Duration::from_secs(1)));
+        }
+        let staleness = self.cache.liveness().worst();
+        if staleness >= self.limits.dead_after {
+            let detail = format!("the cluster has not been seen for {} s", staleness.as_secs());
+            return Err(Problem::new(Kind::Stale, detail).retry_after(Duration::from_secs(10)));
+        }
+        if staleness >= self.limits.stale_after { Ok(Freshness::Stale) } else { Ok(Freshness::Current) }
+    }
+
+    /// One DaemonSet: from the watch, or, if the watch does not show it, asked for once before the
+    /// answer is 404 (`kubectl apply` and `curl` right after it).
+    async fn daemonset(&self, key: &Key) -> Result<Arc<DaemonSet>, Problem> {
+        if let Some(daemonset) = self.cache.daemonset(key) {
+            return Ok(daemonset);
+        }
+        self.live.daemonset(key).await.map_err(|error| match error {
+            ClusterError::NotFound => Problem::no_daemonset(key),
+            error => error.into(),
+        })
+    }
+
+    /// The revisions of a DaemonSet: from the watch, or, if that is behind what is known of the DaemonSet,
+    /// asked for.
+    async fn history(&self, daemonset: &DaemonSet) -> Result<History, Problem> {
+        let cached = self.cache.history(daemonset);
+        if cached.agrees_with(daemonset) {
+            return Ok(cached);
+        }
+        match self.live.history(daemonset).await {
+            // What the watches last showed, and the answer says for how long that is.
+            Err(ClusterError::Unavailable { .. } | ClusterError::Busy { .. }) => Ok(cached),
+            read => Ok(read?),
+        }
+    }
+}
+
+/// Whoever sent the request; put into it by [`edge`].
+type From = axum::Extension<Caller>;

@@ -1,0 +1,480 @@
+//! Errors as callers see them: RFC 9457 problem details, or one plain line for `Accept: text/plain`.
+//!
+//! The only place that knows which status an error has. A handler returns a [`Problem`]; the edge
+//! ([`super::edge`]) gives it the request's id and writes it in the form that the caller accepts.
+
+use std::{error::Error as StdError, time::Duration};
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::{
+    audit::StoreError,
+    domain::{
+        key::Key,
+        kubectl,
+        rollback::{Refusal, Warning},
+        text::escape,
+    },
+    kubernetes::ClusterError,
+    rollbacks::RollbackError,
+};
+
+/// Where the kinds of problems are documented.
+const TYPE_BASE: &str = "https://rollbackd.dev/problems/";
+
+/// Kind of a problem; its slug ends the `type` URI and never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    InvalidRequest,
+    UnsupportedHeader,
+    ForbiddenOrigin,
+    NamespaceNotServed,
+    DaemonSetNotFound,
+    RevisionNotFound,
+    RollbackNotFound,
+    UnknownPath,
+    MethodNotAllowed,
+    NotAcceptable,
+    RequestTimeout,
+    RollbackInProgress,
+    Modified,
+    NotRecorded,
+    UnexpectedRevision,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    ReasonRequired,
+    UnknownRevision,
+    NoPreviousRevision,
+    AmbiguousRevision,
+    NotRestorable,
+    BeingDeleted,
+    UnknownGeneration,
+    Warned,
+    RefusedByApiServer,
+    NotReady,
+    Stale,
+    Behind,
+    ClusterUnavailable,
+    MissingRight,
+    StoreUnavailable,
+    Internal,
+}
+
+impl Kind {
+    /// All kinds, for the document.
+    pub const ALL: [Self; 33] = [
+        Self::InvalidRequest,
+        Self::UnsupportedHeader,
+        Self::ForbiddenOrigin,
+        Self::NamespaceNotServed,
+        Self::DaemonSetNotFound,
+        Self::RevisionNotFound,
+        Self::RollbackNotFound,
+        Self::UnknownPath,
+        Self::MethodNotAllowed,
+        Self::NotAcceptable,
+        Self::RequestTimeout,
+        Self::RollbackInProgress,
+        Self::Modified,
+        Self::NotRecorded,
+        Self::UnexpectedRevision,
+        Self::BodyTooLarge,
+        Self::UnsupportedMediaType,
+        Self::ReasonRequired,
+        Self::UnknownRevision,
+        Self::NoPreviousRevision,
+        Self::AmbiguousRevision,
+        Self::NotRestorable,
+        Self::BeingDeleted,
+        Self::UnknownGeneration,
+        Self::Warned,
+        Self::RefusedByApiServer,
+        Self::NotReady,
+        Self::Stale,
+        Self::Behind,
+        Self::ClusterUnavailable,
+        Self::MissingRight,
+        Self::StoreUnavailable,
+        Self::Internal,
+    ];
+
+    /// Slug, status and title.
+    #[must_use]
+    pub fn about(self) -> (&'static str, StatusCode, &'static str) {
+        match self {
+            Self::InvalidRequest => ("invalid-request", StatusCode::BAD_REQUEST, "The request is malformed"),
+            Self::UnsupportedHeader => {
+                ("unsupported-header", StatusCode::BAD_REQUEST, "A header of the request is not supported")
+            }
+            Self::ForbiddenOrigin => {
+                ("forbidden-origin", StatusCode::FORBIDDEN, "The request comes from where none may come from")
+            }
+            Self::NamespaceNotServed => {
+                ("namespace-not-served", StatusCode::FORBIDDEN, "This namespace is not served here")
+            }
+            Self::DaemonSetNotFound => ("daemonset-not-found", StatusCode::NOT_FOUND, "No such DaemonSet"),
+            Self::RevisionNotFound => ("revision-not-found", StatusCode::NOT_FOUND, "No such revision"),
+            Self::RollbackNotFound => ("rollback-not-found", StatusCode::NOT_FOUND, "No such rollback"),
+            Self::UnknownPath => ("unknown-path", StatusCode::NOT_FOUND, "No such path"),
+            Self::MethodNotAllowed => {
+                ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "The path does not know this method")
+            }
+            Self::NotAcceptable => {
+                ("not-acceptable", StatusCode::NOT_ACCEPTABLE, "No accepted media type can be made")
+            }
+            Self::RequestTimeout => {
+                ("request-timeout", StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time")
+            }
+            Self::RollbackInProgress => {
+                ("rollback-in-progress", StatusCode::CONFLICT, "Another rollback is being made")
+            }
+            Self::Modified => ("modified", StatusCode::CONFLICT, "The DaemonSet was changed in between"),
+            Self::NotRecorded => {
+                ("not-recorded", StatusCode::CONFLICT, "The running template is not a revision yet")
+            }
+            Self::UnexpectedRevision => {
+                ("unexpected-revision", StatusCode::PRECONDITION_FAILED, "Another revision is running")
+            }
+            Self::BodyTooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
+            Self::UnsupportedMediaType => {
+                ("unsupported-media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not JSON")
+            }
+            Self::ReasonRequired => {
+                ("reason-required", StatusCode::UNPROCESSABLE_ENTITY, "A rollback needs a reason here")
+            }
+            Self::UnknownRevision => {
+                ("unknown-revision", StatusCode::UNPROCESSABLE_ENTITY, "No such revision")
+            }
+            Self::NoPreviousRevision => {
+                ("no-previous-revision", StatusCode::UNPROCESSABLE_ENTITY, "There is no previous revision")
+            }
+            Self::AmbiguousRevision => {
+                ("ambiguous-revision", StatusCode::UNPROCESSABLE_ENTITY, "Several revisions have this number")
+            }
+            Self::NotRestorable => {
+                ("not-restorable", StatusCode::UNPROCESSABLE_ENTITY, "The revision can't be restored")
+            }
+            Self::BeingDeleted => {
+                ("being-deleted", StatusCode::UNPROCESSABLE_ENTITY, "The DaemonSet is being deleted")
+            }
+            Self::UnknownGeneration => {
+                ("unknown-generation", StatusCode::UNPROCESSABLE_ENTITY, "No such generation yet")
+            }
+            Self::Warned => {
+                ("warned", StatusCode::UNPROCESSABLE_ENTITY, "There are warnings and failOnWarning is set")
+            }
+            Self::RefusedByApiServer => (
+                "refused-by-api-server",
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The API server refused the change",
+            ),
+            Self::NotReady => ("not-ready", StatusCode::SERVICE_UNAVAILABLE, "rollbackd is still starting"),
+            Self::Stale => {
+                ("stale", StatusCode::SERVICE_UNAVAILABLE, "The cluster has not been seen for long")
+            }
+            Self::Behind => {
+                ("behind", StatusCode::SERVICE_UNAVAILABLE, "The change has not been seen here yet")
+            }
+            Self::ClusterUnavailable => (
+                "cluster-unavailable",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The Kubernetes API server is not available",
+            ),
+            Self::MissingRight => {
+                ("missing-right", StatusCode::SERVICE_UNAVAILABLE, "rollbackd's own account lacks a right")
+            }
+            Self::StoreUnavailable => {
+                ("store-unavailable", StatusCode::SERVICE_UNAVAILABLE, "The audit store is not available")
+            }
+            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "rollbackd failed"),
+        }
+    }
+
+    /// The `type` URI.
+    #[must_use]
+    pub fn uri(self) -> String {
+        format!("{TYPE_BASE}{}", self.about().0)
+    }
+}
+
+/// An error on its way to the caller.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    pub kind: Kind,
+    pub detail: String,
+    pub errors: Vec<FieldError>,
+    pub warnings: Vec<Warning>,
+    retry_after: Option<Duration>,
+    command: Option<String>,
+}
+
+/// What is wrong with one part of the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct FieldError {
+    /// RFC 6901 pointer into the body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(examples("/toRevision"))]
+    pub pointer: Option<String>,
+    /// Name of a query or path parameter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameter: Option<String>,
+    /// Name of a header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
+    /// What was expected.
+    pub detail: String,
+}
+
+/// RFC 9457 problem details.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Problem)]
+pub struct ProblemBody {
+    /// Stable URI of the kind of problem.
+    #[schema(value_type = super::openapi::ProblemType, examples("https://rollbackd.dev/problems/unknown-revision"))]
+    pub r#type: String,
+    /// The kind of problem in words.
+    pub title: String,
+    /// The HTTP status.
+    #[schema(examples(422))]
+    pub status: u16,
+    /// What went wrong this time, in kubectl's words where it has them.
+    #[schema(examples("unable to find specified revision 99 in history"))]
+    pub detail: String,
+    /// Path of the request.
+    pub instance: String,
+    /// Id of the request, also in the header `X-Request-Id` and in the logs.
+    pub request_id: String,
+    /// What is wrong with the request, part by part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+    /// Why `failOnWarning` refused the rollback.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
+    /// Seconds after which to try again, also in the header `Retry-After`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
+    /// What to type meanwhile, if rollbackd can't do it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(examples("kubectl rollout undo daemonset/agent --namespace=monitoring --to-revision=2"))]
+    pub command: Option<String>,
+}
+
+impl Problem {
+    /// A problem of a kind, with what went wrong this time.
+    #[must_use]
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self {
+            kind,
+            detail: detail.into(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            retry_after: None,
+            command: None,
+        }
+    }
+
+    /// A query or path parameter is wrong.
+    #[must_use]
+    pub fn parameter(parameter: &str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let mut problem = Self::new(Kind::InvalidRequest, format!("{parameter}: {detail}"));
+        let parameter = Some(parameter.to_owned());
+        problem.errors = vec![FieldError { pointer: None, parameter, header: None, detail }];
+        problem
+    }
+
+    /// A field of the body is wrong; `pointer` is empty for the body as a whole.
+    #[must_use]
+    pub fn pointer(kind: Kind, pointer: &str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let mut problem = Self::new(kind, detail.clone());
+        let pointer = Some(pointer.to_owned());
+        problem.errors = vec![FieldError { pointer, parameter: None, header: None, detail }];
+        problem
+    }
+
+    /// A header is wrong.
+    #[must_use]
+    pub fn header(kind: Kind, header: &str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let mut problem = Self::new(kind, format!("{header}: {detail}"));
+        let header = Some(header.to_owned());
+        problem.errors = vec![FieldError { pointer: None, parameter: None, header, detail }];
+        problem
+    }
+
+    /// The DaemonSet does not exist; kubectl's words.
+    #[must_use]
+    pub fn no_daemonset(key: &Key) -> Self {
+        Self::new(Kind::DaemonSetNotFound, kubectl::not_found(&key.name))
+    }
+
+    /// The same, as a problem of another kind.
+    #[must_use]
+    pub fn of_kind(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// Says when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// Names the command that does meanwhile what rollbackd can't.
+    #[must_use]
+    pub fn or_type(mut self, command: String) -> Self {
+        if self.kind.about().1 == StatusCode::SERVICE_UNAVAILABLE {
+            self.command = Some(command);
+        }
+        self
+    }
+
+    /// Whole seconds, at least one.
+    fn retry_seconds(&self) -> Option<u64> {
+        let fallback =
+            (self.kind.about().1 == StatusCode::SERVICE_UNAVAILABLE).then_some(Duration::from_secs(2));
+        let wait = self.retry_after.or(fallback)?;
+        Some(wait.as_secs().max(1))
+    }
+
+    /// Writes the problem for one request. `headers` are those that the answer has already, such as
+    /// `Allow`.
+    #[must_use]
+    pub fn render(self, mut headers: HeaderMap, instance: &str, request_id: &str, plain: bool) -> Response {
+        let (_, status, title) = self.kind.about();
+        let retry_after = self.retry_seconds();
+        let body = if plain {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            self.line()
+        } else {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+            let body = ProblemBody {
+                r#type: self.kind.uri(),
+                title: title.to_owned(),
+                status: status.as_u16(),
+                detail: self.detail,
+                instance: instance.to_owned(),
+                request_id: request_id.to_owned(),
+                errors: self.errors,
+                warnings: self.warnings,
+                retry_after,
+                command: self.command,
+            };
+            serde_json::to_string(&body).expect("a problem has string keys")
+        };
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        (status, headers, body).into_response()
+    }
+
+    /// The problem as kubectl prints an error.
+    fn line(&self) -> String {
+        let detail = escape(&self.detail);
+        let command = self.command.as_ref().map(|command| format!("; meanwhile: {command}"));
+        let command = command.unwrap_or_default();
+        match self.kind {
+            Kind::DaemonSetNotFound => format!("Error from server (NotFound): {detail}\n"),
+            _ => format!("error: {detail}{command}\n"),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    /// Leaves the problem for the edge to write.
+    fn into_response(self) -> Response {
+        let mut response = self.kind.about().1.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let detail = refusal.to_string();
+        match refusal {
+            Refusal::UnknownRevision(_) => Self::pointer(Kind::UnknownRevision, "/toRevision", detail),
+            Refusal::NoPreviousRevision => Self::new(Kind::NoPreviousRevision, detail),
+            Refusal::Ambiguous { .. } => Self::pointer(Kind::AmbiguousRevision, "/toRevision", detail),
+            Refusal::NotRestorable { .. } => Self::new(Kind::NotRestorable, detail),
+            Refusal::BeingDeleted => Self::new(Kind::BeingDeleted, detail),
+            Refusal::NotRecorded => Self::new(Kind::NotRecorded, detail).retry_after(Duration::from_secs(1)),
+            Refusal::UnexpectedRevision { .. } => {
+                Self::pointer(Kind::UnexpectedRevision, "/expectedRevision", detail)
+            }
+            Refusal::Warned { warnings } => Self { warnings, ..Self::new(Kind::Warned, detail) },
+        }
+    }
+}
+
+impl From<ClusterError> for Problem {
+    fn from(error: ClusterError) -> Self {
+        let detail = error.to_string();
+        match error {
+            // Whoever reads one object handles these with its name in hand.
+            ClusterError::NotFound => Self::new(Kind::DaemonSetNotFound, detail),
+            ClusterError::Conflict | ClusterError::Replaced => Self::new(Kind::Modified, detail),
+            ClusterError::Forbidden { .. } => Self::new(Kind::MissingRight, detail),
+            ClusterError::Refused { .. } => Self::new(Kind::RefusedByApiServer, detail),
+            ClusterError::Busy { retry_after } | ClusterError::Unavailable { retry_after, .. } => {
+                let problem = Self::new(Kind::ClusterUnavailable, detail);
+                match retry_after {
+                    Some(wait) => problem.retry_after(wait),
+                    None => problem,
+                }
+            }
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = &error as &dyn StdError, "the audit store failed");
+        match error {
+            StoreError::Url
+            | StoreError::Database(_)
+            | StoreError::Migration(_)
+            | StoreError::InUse
+            | StoreError::Silent
+            | StoreError::Record(_)
+            | StoreError::Moved { .. } => {
+                Self::new(Kind::StoreUnavailable, "the audit store is not available")
+            }
+        }
+    }
+}
+
+impl From<RollbackError> for Problem {
+    fn from(error: RollbackError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RollbackError::Refused(refusal) => refusal.into(),
+            RollbackError::RefusedByServer { .. } => Self::new(Kind::RefusedByApiServer, detail),
+            RollbackError::Busy { .. } => {
+                Self::new(Kind::RollbackInProgress, detail).retry_after(Duration::from_secs(1))
+            }
+            RollbackError::Changed
+            | RollbackError::Contended
+            | RollbackError::Replaced
+            | RollbackError::Deleted => Self::new(Kind::Modified, detail),
+            RollbackError::Undecidable => Self::new(Kind::ClusterUnavailable, detail),
+            RollbackError::Cluster(error) => {
+                let mut problem = Self::from(error);
+                problem.detail.push_str("; nothing was changed");
+                problem
+            }
+            RollbackError::Store(error) => {
+                let mut problem = Self::from(error);
+                problem.detail.push_str(", so that the rollback can't be recorded; nothing was changed");
+                problem
+            }
+            RollbackError::Interrupted => Self::new(Kind::Internal, detail),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Requests made when they are needed: fresh reads, the patch, the probe.
+
+use std::{sync::Arc, time::Duration};
+
+use http::Method;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams, PostParams},
+    core::Request as ApiRequest,
+};
+use serde_json::{Value, json};
+
+use super::{
+    ClusterError, Grant,
+    cache::selected,
+    liveness::Liveness,
+    objects::{ObservedDaemonSet, ObservedRevision},
+    transport::Transport,
+};
+use crate::domain::{
+    daemonset::{DaemonSet, FIELD_MANAGER, ROLLBACK},
+    key::Key,
+    revision::History,
+    template::Template,
+};
+
+/// Annotation that settling a lost patch may leave on a DaemonSet.
+const SETTLED: &str = "rollbackd.dev/settled";
+
+/// Direct access to the API server. Each call has a deadline and is sent once.
+#[derive(Clone)]
+pub struct Live {
+    client: kube::Client,
+}
+
+/// What a rollback writes: the template, and the id that proves it.
+#[derive(Clone, Copy, Debug)]
+pub struct Restore<'a> {
+    pub daemonset: &'a DaemonSet,
+    pub template: &'a Template,
+    pub rollback: uuid::Uuid,
+}
+
+impl Live {
+    /// Takes a client and gives every request on it a deadline; the watches use the same client
+    /// ([`Live::client`]).
+    #[must_use]
+    pub fn new(client: kube::Client, liveness: Arc<Liveness>, deadline: Duration) -> Self {
+        Self { client: Transport::around(client, liveness, deadline) }
+    }
+
+    /// The client with the deadline.
+    #[must_use]
+    pub fn client(&self) -> &kube::Client {
+        &self.client
+    }
+
+    fn daemonsets(&self, key: &Key) -> Api<ObservedDaemonSet> {
+        Api::namespaced(self.client.clone(), key.namespace.as_str())
+    }
+
+    /// Reads one DaemonSet.
+    ///
+    /// # Errors
+    /// [`ClusterError::NotFound`] and the rest.
+    pub async fn daemonset(&self, key: &Key) -> Result<Arc<DaemonSet>, ClusterError> {
+        Ok(self.daemonsets(key).get(key.name.as_str()).await?.daemonset)
+    }
+
+    /// Reads the revisions of a DaemonSet, as `kubectl rollout history` does.
+    ///
+    /// # Errors
+    /// What kept the API server from answering.
+    pub async fn history(&self, daemonset: &DaemonSet) -> Result<History, ClusterError> {
+        let api: Api<ObservedRevision> =
+            Api::namespaced(self.client.clone(), daemonset.key.namespace.as_str());
+        let list = api.list(&ListParams::default().labels(&daemonset.selector)).await?;
+        Ok(History::of(daemonset, selected(daemonset, list.items)))
+    }
+
+    /// Replaces the pod template, pinned to the DaemonSet that was read: any write in between,
+    /// also of the status, makes it a [`ClusterError::Conflict`].
+    ///
+    /// # Errors
+    /// With [`super::Delivery::Unknown`] the patch may have been carried out, or may yet be.
+    pub async fn restore(&self, grant: &Grant, restore: Restore<'_>) -> Result<Arc<DaemonSet>, ClusterError> {
+        self.patch(grant, restore.body(), false).await
+    }
+
+    /// Asks the API server what [`Live::restore`] would do, admission included.
+    ///
+    /// # Errors
+    /// As [`Live::restore`]; nothing is ever changed.
+    pub async fn try_restore(
+        &self,
+        grant: &Grant,
+        restore: Restore<'_>,
+    ) -> Result<Arc<DaemonSet>, ClusterError> {
+        self.patch(grant, restore.body(), true).await
+    }
+
+    /// Makes sure that a patch pinned to this version of the DaemonSet can never be carried out:
+    /// moves the version by a write that changes nothing but an annotation.
+    ///
+    /// # Errors
+    /// [`ClusterError::Conflict`] means that the version has moved by itself.
+    pub async fn outdate(
+        &self,
+        grant: &Grant,
+        daemonset: &DaemonSet,
+        rollback: uuid::Uuid,
+    ) -> Result<(), ClusterError> {
+        let body = json!({"metadata": pinned(daemonset, SETTLED, rollback)});
+        self.patch(grant, body, false).await.map(drop)
+    }
+
+    async fn patch(&self, grant: &Grant, body: Value, dry_run: bool) -> Result<Arc<DaemonSet>, ClusterError> {
+        let params =
+            PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let key = grant.key();
+        let api = self.daemonsets(key);
+        let patched = api.patch(key.name.as_str(), &params, &Patch::Strategic(body)).await?;
+        Ok(patched.daemonset)
+    }
+
+    /// Whether rollbackd's own account may patch a DaemonSet: tells a 403 of RBAC from one of
+    /// admission.
+    ///
+    /// # Errors
+    /// What kept the API server from answering.
+    pub async fn may_patch(&self, key: &Key) -> Result<bool, ClusterError> {
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    verb: Some("patch".into()),
+                    group: Some("apps".into()),
+                    resource: Some("daemonsets".into()),
+                    namespace: Some(key.namespace.to_string()),
+                    name: Some(key.name.to_string()),
+                    ..ResourceAttributes::default()
+                }),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
+        let answer = reviews.create(&PostParams::default(), &review).await?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+
+    /// A small request that only a healthy API server answers: a list of at most one DaemonSet, as
+    /// metadata, which a quorum of etcd must confirm.
+    ///
+    /// # Errors
+    /// What kept the API server from answering.
+    pub async fn probe(&self, namespace: Option<&str>) -> Result<(), ClusterError> {
+        let path = namespace.map_or_else(
+            || "/apis/apps/v1/daemonsets".to_owned(),
+            |namespace| format!("/apis/apps/v1/namespaces/{namespace}/daemonsets"),
+        );
+        let request = ApiRequest::new(path)
+            .list_metadata(&ListParams::default().limit(1))
+            .map_err(kube::Error::BuildRequest)?;
+        self.client.request_text(request).await?;
+        Ok(())
+    }
+
+    /// The API server's version, such as `v1.37.2`.
+    ///
+    /// # Errors
+    /// What kept the API server from answering.
+    pub async fn version(&self) -> Result<String, ClusterError> {
+        let request = http::Request::builder().method(Method::GET).uri("/version").body(Vec::new());
+        let request = request.map_err(kube::Error::HttpError)?;
+        let version: Value = self.client.request(request).await?;
+        Ok(version["gitVersion"].as_str().unwrap_or("unknown").to_owned())
+    }
+}
+
+impl Restore<'_> {
+    fn body(&self) -> Value {
+        json!({
+            "metadata": pinned(self.daemonset, ROLLBACK, self.rollback),
+            "spec": {"template": self.template.replacing()},
+        })
+    }
+}
+
+/// Metadata with both preconditions and one annotation.
+fn pinned(daemonset: &DaemonSet, annotation: &str, rollback: uuid::Uuid) -> Value {
+    json!({
+        "uid": daemonset.uid,
+        "resourceVersion": daemonset.resource_version,
+        "annotations": {annotation: rollback},
+    })
+}

@@ -1,0 +1,207 @@
+//! What every request to the API server passes through.
+//!
+//! - A deadline: kube has none, and a silent API server would hang its caller for ever. It covers
+//!   the whole answer; of a watch, only the headers.
+//! - An answer that is not a Kubernetes `Status` (a proxy's HTML, the plain text of API Priority
+//!   and Fairness) becomes one without its text, with `Retry-After` kept.
+//! - Bytes that are not UTF-8 become U+FFFD, as in Go: the API server stores such bytes in a
+//!   ControllerRevision's `data`, and kube would give up the watch of all.
+//! - Watches report to [`Liveness`] that they are open and what they deliver.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response, header::RETRY_AFTER};
+use http_body_util::{BodyExt, Full};
+use kube::client::Body;
+use serde_json::{Value, json};
+use tower::{BoxError, Service};
+
+use super::liveness::{Kind, Liveness};
+
+/// The API server did not answer before the deadline.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer before the deadline")]
+pub struct Silent;
+
+/// Wraps a client's requests; made into the client that the rest of this room uses.
+#[derive(Clone)]
+pub struct Transport {
+    inner: kube::Client,
+    liveness: Arc<Liveness>,
+    deadline: Duration,
+}
+
+impl Transport {
+    /// Puts itself between `inner` and whoever uses the returned client.
+    pub fn around(inner: kube::Client, liveness: Arc<Liveness>, deadline: Duration) -> kube::Client {
+        let namespace = inner.default_namespace().to_owned();
+        kube::Client::new(Self { inner, liveness, deadline }, namespace)
+    }
+}
+
+impl Service<Request<Body>> for Transport {
+    type Response = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Self { inner, liveness, deadline } = self.clone();
+        Box::pin(async move {
+            let watched = watched(&request);
+            let answer = async {
+                let response = inner.send(request).await?;
+                if let (Some(kind), true) = (watched, response.status().is_success()) {
+                    return Ok::<_, BoxError>(response.map(|body| observed(body, kind, liveness)));
+                }
+                let (parts, body) = response.into_parts();
+                let body = body.collect().await?.to_bytes();
+                Ok(whole(Response::from_parts(parts, body)))
+            };
+            tokio::time::timeout(deadline, answer).await.map_err(|_| Silent)?
+        })
+    }
+}
+
+/// The kind that a request watches.
+fn watched(request: &Request<Body>) -> Option<Kind> {
+    let query = request.uri().query()?;
+    if !query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1")) {
+        return None;
+    }
+    Kind::ALL.into_iter().find(|kind| request.uri().path().ends_with(kind.plural()))
+}
+
+struct OpenWatch(Kind, Arc<Liveness>);
+
+impl Drop for OpenWatch {
+    fn drop(&mut self) {
+        self.1.closed(self.0);
+    }
+}
+
+fn observed(
+    body: Body,
+    kind: Kind,
+    liveness: Arc<Liveness>,
+) -> http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError> {
+    liveness.opened(kind);
+    let open = OpenWatch(kind, liveness);
+    let mut decoder = Decoder::default();
+    let body = body.map_frame(move |frame| {
+        open.1.delivered(open.0);
+        frame.map_data(|data| decoder.decode(data))
+    });
+    body.map_err(Into::into).boxed_unsync()
+}
+
+fn whole(response: Response<Bytes>) -> Response<http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>> {
+    let (parts, body) = response.into_parts();
+    let body = if parts.status.is_success() {
+        Decoder::default().decode(body)
+    } else {
+        let retry_after = parts.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        status(parts.status.as_u16(), retry_after, &body)
+    };
+    let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
+    Response::from_parts(parts, body)
+}
+
+/// Makes UTF-8 of a body that comes in pieces. A character that a piece ends inside goes to the
+/// next one.
+#[derive(Default)]
+struct Decoder {
+    begun: Vec<u8>,
+}
+
+impl Decoder {
+    fn decode(&mut self, piece: Bytes) -> Bytes {
+        if self.begun.is_empty() && std::str::from_utf8(&piece).is_ok() {
+            return piece;
+        }
+        let mut bytes = std::mem::take(&mut self.begun);
+        bytes.extend_from_slice(&piece);
+        let mut text = String::with_capacity(bytes.len());
+        let mut rest = bytes.as_slice();
+        while let Err(error) = std::str::from_utf8(rest) {
+            let (valid, after) = rest.split_at(error.valid_up_to());
+            text.push_str(std::str::from_utf8(valid).unwrap_or_default());
+            let Some(invalid) = error.error_len() else {
+                self.begun = after.to_vec();
+                return text.into();
+            };
+            text.push(char::REPLACEMENT_CHARACTER);
+            rest = &after[invalid..];
+        }
+        text.push_str(std::str::from_utf8(rest).unwrap_or_default());
+        text.into()
+    }
+}
+
+/// The answer as a `Status` that can be trusted in form: its code is the HTTP one, and its text is
+/// the API server's own or none.
+fn status(code: u16, retry_after: Option<u32>, body: &[u8]) -> Bytes {
+    let sent = serde_json::from_slice::<Value>(body).ok();
+    let mut status = sent
+        .filter(|value| value["kind"] == "Status" && value["apiVersion"] == "v1")
+        .unwrap_or_else(|| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure"}));
+    status["code"] = code.into();
+    if !status["message"].is_string() {
+        status["message"] = format!("the API server answered {code}").into();
+    }
+    if let Some(seconds) = retry_after {
+        if !status["details"].is_object() {
+            status["details"] = json!({});
+        }
+        status["details"]["retryAfterSeconds"] = seconds.into();
+    }
+    status.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_no_status_loses_its_text_and_keeps_retry_after() {
+        let bytes = status(429, Some(7), b"Too many requests, please try again later.\n");
+        let value: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(value["code"], 429);
+        assert_eq!(value["details"]["retryAfterSeconds"], 7);
+        assert!(!value.to_string().contains("Too many"));
+        let value: Value = serde_json::from_slice(&status(502, None, b"<html>secret</html>")).unwrap();
+        assert!(!value.to_string().contains("secret"));
+        let value: Value = serde_json::from_slice(&status(500, None, b"{}")).unwrap();
+        assert_eq!(value["code"], 500);
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_replaced_wherever_the_pieces_end() {
+        let text = b"a\xff\xe2\x80\xa8\xe2\x80\"\xf0\x9f\x9a\x80\xc3\x28\n";
+        let expected = String::from_utf8_lossy(text);
+        for (first, second) in (0..text.len()).flat_map(|i| (i..text.len()).map(move |j| (i, j))) {
+            let mut decoder = Decoder::default();
+            let pieces = [&text[..first], &text[first..second], &text[second..]];
+            let decoded = pieces.map(|piece| decoder.decode(Bytes::copy_from_slice(piece))).concat();
+            assert_eq!(decoded, expected.as_bytes(), "{first} {second}");
+        }
+    }
+
+    #[test]
+    fn a_status_keeps_its_words_and_gets_the_http_code() {
+        let sent =
+            json!({"kind": "Status", "apiVersion": "v1", "message": "no", "details": {"kind": "daemonsets"}});
+        let value: Value = serde_json::from_slice(&status(422, None, sent.to_string().as_bytes())).unwrap();
+        assert_eq!((&value["message"], &value["code"]), (&json!("no"), &json!(422)));
+        assert_eq!(value["details"]["kind"], "daemonsets");
+    }
+}

@@ -1,0 +1,26 @@
+//! rollbackd: a safe HTTP API for DaemonSet revisions, rollbacks and rollout status.
+//!
+//! The rooms, and who may know whom (a test holds the arrows):
+//!
+//! ```text
+//! http ──► rollbacks ──► auth ──► kubernetes ──► domain
+//!   └────────┴──────────────────► audit ──────────┘
+//! ```
+//!
+//! - [`domain`]: what is true about DaemonSets. Pure.
+//! - [`kubernetes`]: watches, fresh reads, the patch. The only room that names `kube::`.
+//! - [`audit`]: the record, in SQLite.
+//! - [`auth`]: who asks, and what they may do.
+//! - [`rollbacks`]: the write, from its request to its end.
+//! - [`http`]: routes, views, problems, streams.
+//! - [`server`] wires them; [`config`] and [`telemetry`] are what they say.
+
+pub mod audit;
+pub mod auth;
+pub mod config;
+pub mod domain;
+pub mod http;
+pub mod kubernetes;
+pub mod rollbacks;
+pub mod server;
+pub mod telemetry;

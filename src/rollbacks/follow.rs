@@ -1,0 +1,139 @@
+//! The rollout after the patch, to its end.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::broadcast::error::RecvError;
+
+use super::{Inner, Stopped, now};
+use crate::{
+    audit::Action,
+    domain::{
+        daemonset::{Counts, DaemonSet},
+        revision::RevisionNumber,
+        rollback::{Rollback, RollbackState},
+        rollout::Phase,
+    },
+    kubernetes::{ClusterError, Frame, FrameEvent, rollouts::Listener},
+};
+
+/// For how long the watch may not show a DaemonSet before the API server is asked.
+const UNSEEN: Duration = Duration::from_secs(5);
+
+/// What to record, and the sentence that goes with it.
+type Step = ((RollbackState, Action), String);
+
+fn deleted() -> Step {
+    ((RollbackState::Deleted, Action::Deleted), "the DaemonSet was deleted".to_owned())
+}
+
+impl Inner {
+    /// Follows a rollback until it ends or rollbackd stops; who starts next takes it up again.
+    pub(super) async fn follow(self: Arc<Self>, rollback: Rollback) {
+        if !rollback.state.is_final() {
+            let stop = self.parts.stop.clone();
+            let _ = stop.run_until_cancelled(self.follow_to_end(rollback)).await;
+        }
+    }
+
+    async fn follow_to_end(&self, mut rollback: Rollback) -> Result<(), Stopped> {
+        let rollouts = self.parts.cache.rollouts();
+        let Listener { snapshot, mut ring } = rollouts.listen(&rollback.key);
+        let mut seen = snapshot;
+        // Where a stalled rollout stands. What an earlier process found stalled is so until it moves.
+        let mut standstill: Option<(i64, Counts)> = None;
+        loop {
+            let step = match seen.take().filter(|frame| frame.daemonset.uid == rollback.uid) {
+                Some(frame) => {
+                    let stands_at = (frame.daemonset.generation, frame.daemonset.status);
+                    let moves = *standstill.get_or_insert(stands_at) != stands_at;
+                    let step = self.judge(&mut rollback, &frame, moves).await;
+                    if rollback.state != RollbackState::Stalled {
+                        standstill = None;
+                    }
+                    step
+                }
+                None => self.look_for(&mut rollback).await,
+            };
+            if let Some((step, message)) = step {
+                self.advance(&mut rollback, step, message).await?;
+            }
+            if rollback.state.is_final() {
+                return Ok(());
+            }
+            seen = match tokio::time::timeout(UNSEEN, ring.recv()).await {
+                Ok(Ok(frame)) => Some(frame),
+                Ok(Err(RecvError::Lagged(_) | RecvError::Closed)) | Err(_) => rollouts.latest(&rollback.key),
+            };
+        }
+    }
+
+    /// Asks the API server for a DaemonSet that the watch does not show, or shows under another uid:
+    /// the watch may lag either way.
+    async fn look_for(&self, rollback: &mut Rollback) -> Option<Step> {
+        match self.parts.live.daemonset(&rollback.key).await {
+            Ok(daemonset) if daemonset.uid == rollback.uid => {
+                self.judge(rollback, &Frame::fresh(daemonset, now()), false).await
+            }
+            Ok(_) | Err(ClusterError::NotFound) => Some(deleted()),
+            Err(_) => None,
+        }
+    }
+
+    /// What a frame means for a rollback; `None` if nothing new. `moves` says whether a stalled rollout
+    /// has left the place where it stood still.
+    async fn judge(&self, rollback: &mut Rollback, frame: &Frame, moves: bool) -> Option<Step> {
+        let daemonset = &frame.daemonset;
+        if frame.event == FrameEvent::Deleted {
+            return Some(deleted());
+        }
+        if Some(daemonset.generation) < rollback.generation {
+            return None;
+        }
+        if daemonset.template.fingerprint() != rollback.template {
+            let message = self.superseded_by(daemonset, rollback).await;
+            return Some(((RollbackState::Superseded, Action::Superseded), message));
+        }
+        if frame.rollout.phase == Phase::Complete {
+            rollback.new_revision = self.current_revision(daemonset).await;
+            return Some(((RollbackState::Succeeded, Action::Completed), frame.rollout.message.clone()));
+        }
+        match (rollback.state, frame.stalled_since) {
+            (RollbackState::Progressing, Some(since)) => {
+                let message = format!("no progress since {since}: {}", frame.rollout.message);
+                Some(((RollbackState::Stalled, Action::Stalled), message))
+            }
+            (RollbackState::Stalled, None) if moves => {
+                Some(((RollbackState::Progressing, Action::Resumed), frame.rollout.message.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The number of the revision that runs, from the watch, or asked for if the watch lags.
+    async fn current_revision(&self, daemonset: &DaemonSet) -> Option<RevisionNumber> {
+        let cached = self.parts.cache.history(daemonset);
+        let history = if cached.agrees_with(daemonset) {
+            cached
+        } else {
+            self.parts.live.history(daemonset).await.ok()?
+        };
+        history.current().map(|revision| revision.number)
+    }
+
+    /// Says who changed the template: another rollback, if the template is the one it wrote, else
+    /// whoever has written since.
+    async fn superseded_by(&self, daemonset: &DaemonSet, rollback: &Rollback) -> String {
+        let newer = daemonset.rollback_id().and_then(|id| id.parse().ok()).filter(|id| *id != rollback.id);
+        let recorded = match newer {
+            Some(id) => self.parts.store.rollback(id).await.ok().flatten(),
+            None => None,
+        };
+        let wrote_it = recorded.is_some_and(|newer| newer.template == daemonset.template.fingerprint());
+        match (newer, daemonset.later_writer()) {
+            (Some(id), _) if wrote_it => format!("superseded by rollback {id}"),
+            (_, Some(manager)) => format!("superseded: {} changed the pod template", manager.name),
+            (Some(id), None) => format!("superseded by rollback {id}"),
+            (None, None) => "superseded: somebody changed the pod template".to_owned(),
+        }
+    }
+}

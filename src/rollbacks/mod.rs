@@ -1,0 +1,403 @@
+//! The write: a rollback from its request to its end.
+//!
+//! [`Rollbacks::roll_back`] plans on fresh objects, records, patches and answers
+//! (`transaction`); a patch whose answer was lost is settled (`settle`); a rollback that was applied
+//! is followed until it ends (`follow`). All of it runs on tasks of its own, so that a caller who
+//! goes away changes nothing, and what a crash left open is taken up again by [`Rollbacks::resume`].
+
+mod follow;
+mod settle;
+mod transaction;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use jiff::{Timestamp, Unit};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::{
+    audit::{Action, Entry, Store, StoreError},
+    auth::Authority,
+    domain::{
+        diff::TemplateDiff,
+        key::Key,
+        revision::RevisionNumber,
+        rollback::{Origin, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState, Warning},
+    },
+    kubernetes::{Cache, ClusterError, Grant, Live},
+    telemetry::Metrics,
+};
+
+/// How long the steps of a rollback may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the controller to record the live template, before *previous* is given up.
+    pub recording: Duration,
+    /// For a lost patch to be settled, before the caller is told `unsettled`.
+    pub settling: Duration,
+    /// How often a patch is sent that meets a status write in between.
+    pub attempts: usize,
+    /// For all attempts together.
+    pub patching: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            recording: Duration::from_secs(5),
+            settling: Duration::from_secs(5),
+            attempts: 12,
+            patching: Duration::from_secs(15),
+        }
+    }
+}
+
+/// What rollbacks need of the other rooms.
+#[derive(Clone)]
+pub struct Parts {
+    pub live: Live,
+    pub cache: Arc<Cache>,
+    pub store: Store,
+    pub authority: Authority,
+    /// `--cluster-name`.
+    pub cluster: Option<String>,
+    pub patience: Patience,
+    pub metrics: Metrics,
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+}
+
+/// Makes rollbacks and follows them.
+#[derive(Clone)]
+pub struct Rollbacks {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    /// DaemonSets whose rollback's patch is undecided.
+    turns: Mutex<HashMap<Key, Uuid>>,
+    /// Rollbacks that have not ended.
+    open: Mutex<HashMap<Uuid, watch::Sender<Arc<Rollback>>>>,
+}
+
+/// What came of a request that was not refused.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The patch was carried out, or its answer was lost (`unsettled`).
+    Made(Rollback),
+    /// The live template is the one asked for.
+    Skipped {
+        rollback: Rollback,
+        /// The number in kubectl's sentence.
+        number: RevisionNumber,
+    },
+    Previewed(Preview),
+}
+
+/// What a dry run found.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    pub id: Uuid,
+    pub key: Key,
+    pub uid: String,
+    /// The generation that it was planned on.
+    pub live_generation: i64,
+    /// The generation that the rollback would make; `None` if it would be skipped.
+    pub generation: Option<i64>,
+    pub from: Option<RevisionInfo>,
+    pub to: RevisionInfo,
+    pub warnings: Vec<Warning>,
+    pub message: String,
+    pub diff: TemplateDiff,
+    pub origin: Origin,
+    pub requested_at: Timestamp,
+    /// The number in kubectl's sentence, if it would be skipped.
+    pub skipped: Option<RevisionNumber>,
+}
+
+/// Why a rollback was not made, or not as far as can be said now.
+#[derive(Debug, thiserror::Error)]
+pub enum RollbackError {
+    /// It makes no sense.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The API server refused the patch; its own words, after kubectl's.
+    #[error("failed restoring revision {revision}: {message}")]
+    RefusedByServer { revision: RevisionNumber, message: String },
+    /// The patch of another rollback of the same DaemonSet is undecided.
+    #[error("another rollback of this DaemonSet is being made: {id}")]
+    Busy { id: Uuid },
+    /// Somebody changed the pod template while the rollback was being made. Nothing was overwritten.
+    #[error("the pod template was changed while the rollback was being made; nothing was overwritten")]
+    Changed,
+    /// Only other writes came in between, but again and again.
+    #[error("the DaemonSet is being written to all the time; nothing was changed")]
+    Contended,
+    /// The DaemonSet was deleted and made again under the same name.
+    #[error("it is not the same DaemonSet any more: it was deleted and created again; nothing was changed")]
+    Replaced,
+    /// The DaemonSet was deleted before the patch was answered.
+    #[error("the DaemonSet was deleted while the rollback was being made")]
+    Deleted,
+    /// The answer to the patch was lost, and what came after it has left no proof.
+    #[error(
+        "whether the rollback was made can't be told: the API server's answer was lost, and the DaemonSet has been changed since"
+    )]
+    Undecidable,
+    /// The API server failed. Nothing was changed.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The record could not be written. Nothing was changed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The task that made the rollback died.
+    #[error("the rollback was interrupted")]
+    Interrupted,
+}
+
+/// Holds a DaemonSet's turn: while it lives no other rollback of it is made here.
+struct Turn {
+    inner: Arc<Inner>,
+    key: Key,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.inner.turns().remove(&self.key);
+    }
+}
+
+impl Rollbacks {
+    /// Starts with nothing open.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self { inner: Arc::new(Inner { parts, turns: Mutex::default(), open: Mutex::default() }) }
+    }
+
+    /// Makes one rollback. It goes on when the returned future is dropped.
+    ///
+    /// # Errors
+    /// Why it was not made. Nothing was changed in the cluster, except that it is not known with
+    /// [`RollbackError::Deleted`], [`RollbackError::Undecidable`] and [`RollbackError::Interrupted`].
+    pub async fn roll_back(
+        &self,
+        grant: Grant,
+        origin: Origin,
+        request: RollbackRequest,
+    ) -> Result<Outcome, RollbackError> {
+        let id = Uuid::now_v7();
+        let transaction = self.inner.clone().transact(id, grant, origin, request).in_current_span();
+        match self.inner.parts.tasks.spawn(transaction).await {
+            Ok(outcome) => outcome,
+            Err(died) => {
+                tracing::error!(rollback = %id, error = &died as &dyn std::error::Error, "a rollback's task died");
+                if let Some(rollback) = self.inner.parts.store.rollback(id).await? {
+                    self.take_up(rollback);
+                }
+                Err(RollbackError::Interrupted)
+            }
+        }
+    }
+
+    /// Takes up what an earlier process left open.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn resume(&self) -> Result<(), StoreError> {
+        for rollback in self.inner.parts.store.open_rollbacks().await? {
+            self.take_up(rollback);
+        }
+        Ok(())
+    }
+
+    fn take_up(&self, rollback: Rollback) {
+        if rollback.state.is_final() {
+            return;
+        }
+        let inner = self.inner.clone();
+        inner.announce(&rollback);
+        if !rollback.state.is_undecided() {
+            self.inner.parts.tasks.spawn(inner.follow(rollback));
+            return;
+        }
+        // Two undecided ones of one DaemonSet are settled side by side: each only looks.
+        let turn = inner.take_turn(&rollback.key, rollback.id).ok();
+        let grant = inner.parts.authority.grant_settling(&rollback);
+        self.inner.parts.tasks.spawn(inner.settle_and_follow(rollback, grant, turn));
+    }
+
+    /// The newest rollback of a DaemonSet that has not ended.
+    #[must_use]
+    pub fn open(&self, key: &Key) -> Option<Arc<Rollback>> {
+        let open = self.inner.open();
+        let mine = open.values().map(|feed| feed.borrow().clone()).filter(|rollback| rollback.key == *key);
+        mine.max_by_key(|rollback| rollback.id)
+    }
+
+    /// The states of one open rollback as they come; `None` if it has ended or is unknown.
+    #[must_use]
+    pub fn watch(&self, id: Uuid) -> Option<watch::Receiver<Arc<Rollback>>> {
+        self.inner.open().get(&id).map(watch::Sender::subscribe)
+    }
+}
+
+impl Inner {
+    fn turns(&self) -> MutexGuard<'_, HashMap<Key, Uuid>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<Uuid, watch::Sender<Arc<Rollback>>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_turn(self: &Arc<Self>, key: &Key, id: Uuid) -> Result<Turn, RollbackError> {
+        let mut turns = self.turns();
+        if let Some(id) = turns.get(key) {
+            return Err(RollbackError::Busy { id: *id });
+        }
+        turns.insert(key.clone(), id);
+        Ok(Turn { inner: self.clone(), key: key.clone() })
+    }
+
+    /// Shows a rollback's state to who watches it, and counts it.
+    fn announce(&self, rollback: &Rollback) {
+        let mut open = self.open();
+        let shown = Arc::new(rollback.clone());
+        match open.get(&rollback.id) {
+            Some(feed) => drop(feed.send_replace(shown)),
+            None => drop(open.insert(rollback.id, watch::Sender::new(shown))),
+        }
+        if let Some(ended_at) = rollback.ended_at {
+            open.remove(&rollback.id);
+            let taken = ended_at.duration_since(rollback.requested_at);
+            self.parts
+                .metrics
+                .rollback_ended(rollback.state.as_str(), Duration::try_from(taken).unwrap_or_default());
+        }
+        self.parts.metrics.open_rollbacks(open.len());
+    }
+
+    /// Moves a rollback on and records it before the caller is told, then follows it if it is still
+    /// open. If the store fails now, a task of its own keeps trying and keeps the DaemonSet's turn.
+    async fn conclude(
+        self: &Arc<Self>,
+        rollback: &mut Rollback,
+        (next, action): (RollbackState, Action),
+        message: String,
+        turn: Turn,
+    ) {
+        let before = self.step(rollback, next, message);
+        let recorded = self.record(before, rollback, action).await.is_ok();
+        let (inner, rollback) = (self.clone(), rollback.clone());
+        if recorded {
+            drop(turn);
+            self.parts.tasks.spawn(inner.follow(rollback));
+            return;
+        }
+        self.parts.tasks.spawn(async move {
+            // Stopping: the next start finds the rollback open and settles it by looking.
+            if inner.record_surely(before, &rollback, action).await.is_ok() {
+                drop(turn);
+                inner.follow(rollback).await;
+            }
+        });
+    }
+
+    /// Moves a rollback on and records it, however long that takes: what happened has happened. Gives
+    /// up only when rollbackd stops; the next start takes the rollback up from its last record.
+    async fn advance(
+        &self,
+        rollback: &mut Rollback,
+        (next, action): (RollbackState, Action),
+        message: String,
+    ) -> Result<(), Stopped> {
+        let before = self.step(rollback, next, message);
+        self.record_surely(before, rollback, action).await
+    }
+
+    fn step(&self, rollback: &mut Rollback, next: RollbackState, message: String) -> RollbackState {
+        let before = rollback.state;
+        debug_assert!(before.may_become(next), "{before:?} may not become {next:?}");
+        rollback.state = next;
+        rollback.message = message;
+        rollback.ended_at = next.is_final().then(now);
+        before
+    }
+
+    async fn record(
+        &self,
+        before: RollbackState,
+        rollback: &Rollback,
+        action: Action,
+    ) -> Result<(), StoreError> {
+        let entry = Entry::of_rollback(rollback, action, self.parts.cluster.clone(), now());
+        self.parts.store.advance(before, rollback, Some(&entry)).await?;
+        self.announce(rollback);
+        Ok(())
+    }
+
+    async fn record_surely(
+        &self,
+        before: RollbackState,
+        rollback: &Rollback,
+        action: Action,
+    ) -> Result<(), Stopped> {
+        let mut waits = waits(Duration::from_secs(5));
+        loop {
+            match self.record(before, rollback, action).await {
+                Ok(()) => return Ok(()),
+                // The write before this one was reported as failed and has been made all the same.
+                Err(StoreError::Moved { .. }) if self.is_recorded(rollback).await => {
+                    self.announce(rollback);
+                    return Ok(());
+                }
+                Err(StoreError::Moved { id, .. }) => {
+                    tracing::error!(rollback = %id, "the record was moved on by somebody else; leaving it alone");
+                    self.open().remove(&id);
+                    return Err(Stopped);
+                }
+                Err(error) => {
+                    let wait = waits.next().unwrap_or_default();
+                    let id = rollback.id;
+                    tracing::warn!(rollback = %id, error = &error as &dyn std::error::Error, "an outcome is not on record yet; trying again");
+                    self.parts.stop.run_until_cancelled(tokio::time::sleep(wait)).await.ok_or(Stopped)?;
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn is_recorded(&self, rollback: &Rollback) -> bool {
+        let stored = self.parts.store.rollback(rollback.id).await;
+        stored.is_ok_and(|stored| stored.is_some_and(|stored| stored.state == rollback.state))
+    }
+}
+
+/// rollbackd is stopping.
+#[derive(Debug)]
+struct Stopped;
+
+/// Waiting times with jitter: from 100 ms, twice as long each time, up to `longest`.
+fn waits(longest: Duration) -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(longest)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// The time now, to the microsecond, which is what the store keeps.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    now.round(Unit::Microsecond).unwrap_or(now)
+}

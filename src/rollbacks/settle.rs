@@ -1,0 +1,175 @@
+//! A patch whose answer was lost: was it carried out, and can it still be?
+//!
+//! *Applied* is proved by the rollback's id, which travels in the same patch as the template: on the
+//! DaemonSet, or on a ControllerRevision, to which the controller copies annotations. *Not applied*
+//! must be made certain: a frozen API server can carry out a patch long after it was sent. The patch
+//! was pinned to a resource version, so once that version is gone it meets a conflict; while it is
+//! still there, a write of ours moves it on. And it makes the generation after the pinned one, so that
+//! a DaemonSet of the pinned generation has not seen it.
+
+use std::{sync::Arc, time::Duration};
+
+use tracing::Instrument;
+
+use super::{Inner, Outcome, RollbackError, Stopped, Turn, transaction::Applied, waits};
+use crate::{
+    audit::Action,
+    domain::{
+        daemonset::{DaemonSet, FIELD_MANAGER},
+        rollback::{Rollback, RollbackState},
+    },
+    kubernetes::{ClusterError, Grant},
+};
+
+/// What was found out.
+enum Verdict {
+    Applied(Arc<DaemonSet>),
+    NotApplied,
+    Deleted,
+    Undecidable,
+}
+
+/// What to record, and the sentence that goes with it.
+type Step = ((RollbackState, Action), String);
+
+impl Inner {
+    /// Settles a lost patch while the caller waits; if that takes too long, the caller is told that
+    /// it is unsettled and the settling goes on.
+    pub(super) async fn settle_for_caller(
+        self: &Arc<Self>,
+        mut rollback: Rollback,
+        grant: Grant,
+        turn: Turn,
+        lost: ClusterError,
+    ) -> Result<Outcome, RollbackError> {
+        let looking = self.verdict(&rollback, &grant);
+        let verdict = tokio::time::timeout(self.parts.patience.settling, looking).await;
+        let Ok(Ok(verdict)) = verdict else {
+            let before = self.step(&mut rollback, RollbackState::Unsettled, lost.to_string());
+            let recorded = self.record(before, &rollback, Action::Unsettled).await;
+            if recorded.is_err() {
+                // The record still says `requested`, from which it is settled all the same.
+                rollback.state = before;
+            }
+            let settling = self.clone().settle_and_follow(rollback.clone(), grant, Some(turn));
+            self.parts.tasks.spawn(settling.in_current_span());
+            return Ok(Outcome::Made(rollback));
+        };
+        rollback.message = lost.to_string();
+        let told = match &verdict {
+            Verdict::Applied(_) => None,
+            Verdict::NotApplied => Some(lost.into()),
+            Verdict::Deleted => Some(RollbackError::Deleted),
+            Verdict::Undecidable => Some(RollbackError::Undecidable),
+        };
+        let (step, message) = step(&mut rollback, verdict);
+        self.conclude(&mut rollback, step, message, turn).await;
+        told.map_or(Ok(Outcome::Made(rollback)), Err)
+    }
+
+    /// Settles a lost patch, however long that takes, and follows the rollout if it was applied.
+    pub(super) async fn settle_and_follow(
+        self: Arc<Self>,
+        mut rollback: Rollback,
+        grant: Grant,
+        turn: Option<Turn>,
+    ) {
+        let Ok(verdict) = self.verdict(&rollback, &grant).await else { return };
+        let (step, message) = step(&mut rollback, verdict);
+        let advanced = self.advance(&mut rollback, step, message).await;
+        drop(turn);
+        if advanced.is_ok() {
+            self.follow(rollback).await;
+        }
+    }
+
+    async fn verdict(&self, rollback: &Rollback, grant: &Grant) -> Result<Verdict, Stopped> {
+        let mut waits = waits(Duration::from_secs(5));
+        loop {
+            match self.look(rollback, grant).await {
+                Ok(verdict) => return Ok(verdict),
+                Err(error) => {
+                    let id = rollback.id;
+                    tracing::warn!(rollback = %id, error = &error as &dyn std::error::Error, "a rollback can't be settled yet; trying again");
+                }
+            }
+            let wait = tokio::time::sleep(waits.next().unwrap_or_default());
+            self.parts.stop.run_until_cancelled(wait).await.ok_or(Stopped)?;
+        }
+    }
+
+    async fn look(&self, rollback: &Rollback, grant: &Grant) -> Result<Verdict, ClusterError> {
+        let live = &self.parts.live;
+        let id = rollback.id.to_string();
+        let daemonset = match live.daemonset(&rollback.key).await {
+            Err(ClusterError::NotFound) => return Ok(Verdict::Deleted),
+            other => other?,
+        };
+        if daemonset.uid != rollback.uid {
+            return Ok(Verdict::Deleted);
+        }
+        let history = live.history(&daemonset).await?;
+        let recorded = history.revisions().iter().any(|revision| revision.rollback.as_ref() == Some(&id));
+        if recorded || daemonset.rollback_id() == Some(&id) {
+            return Ok(Verdict::Applied(daemonset));
+        }
+        // The patch changes the spec, so that it can't have been carried out at the same generation.
+        if daemonset.generation == rollback.pinned_generation {
+            if rollback.pinned_to.as_ref() == Some(&daemonset.resource_version) {
+                // A conflict means that the version has moved on by itself: by the patch, perhaps.
+                live.outdate(grant, &daemonset, rollback.id).await?;
+            }
+            return Ok(Verdict::NotApplied);
+        }
+        // Somebody has changed the spec since. The id may be gone with a replaced object, so look at
+        // what there is: our template, or who wrote the one that is there.
+        let ours = daemonset.template.fingerprint() == rollback.template;
+        let only_one = daemonset.generation == rollback.pinned_generation + 1;
+        Ok(match (ours || is_ours(&daemonset), only_one) {
+            (true, _) => Verdict::Applied(daemonset),
+            (false, true) => Verdict::NotApplied,
+            (false, false) => Verdict::Undecidable,
+        })
+    }
+}
+
+/// What a verdict does to the record.
+fn step(rollback: &mut Rollback, verdict: Verdict) -> Step {
+    match verdict {
+        Verdict::Applied(daemonset) => {
+            let applied = read_back(rollback, &daemonset);
+            ((applied.state, Action::Applied), applied.message)
+        }
+        Verdict::NotApplied => {
+            let message = format!("{}; the patch was not carried out", rollback.message);
+            ((RollbackState::Abandoned, Action::Failed), message)
+        }
+        Verdict::Deleted => {
+            ((RollbackState::Deleted, Action::Deleted), "the DaemonSet was deleted".to_owned())
+        }
+        Verdict::Undecidable => {
+            let message = format!("{}; the changes after it have left no proof either way", rollback.message);
+            ((RollbackState::Unknown, Action::Failed), message)
+        }
+    }
+}
+
+/// Notes what the patch made, from the DaemonSet as it is now. If somebody has changed the spec since,
+/// the record keeps the planned template, and the follower sees whether it is still the live one.
+fn read_back(rollback: &mut Rollback, daemonset: &DaemonSet) -> Applied {
+    let planned = rollback.template;
+    let applied = Applied::note(rollback, daemonset);
+    let made = rollback.pinned_generation + 1;
+    if daemonset.generation == made {
+        return applied;
+    }
+    rollback.generation = Some(made);
+    rollback.template = planned;
+    Applied { message: "rolled back".into(), ..applied }
+}
+
+/// Whether nobody has written to the template after rollbackd, as far as can be told.
+fn is_ours(daemonset: &DaemonSet) -> bool {
+    let wrote = daemonset.field_managers.iter().any(|manager| manager.name == FIELD_MANAGER);
+    wrote && daemonset.later_writer().is_none()
+}

@@ -1,0 +1,442 @@
+//! Plan, record, patch.
+
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{Inner, Outcome, Preview, RollbackError, Turn, now, waits};
+use crate::{
+    audit::{Action, Entry, Outcome as EntryOutcome, StoreError},
+    domain::{
+        daemonset::{DaemonSet, UpdateStrategy},
+        diff::TemplateDiff,
+        key::Key,
+        kubectl,
+        revision::RevisionNumber,
+        rollback::{
+            Decision, Mode, Origin, Plan, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState,
+            plan,
+        },
+        template::Template,
+    },
+    kubernetes::{ClusterError, Delivery, Grant, live::Restore},
+};
+
+/// Longest wait between two attempts to patch.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+/// How one attempt to patch ended.
+enum Attempt {
+    Applied(Arc<DaemonSet>),
+    /// Somebody else wrote in between.
+    Conflict,
+    /// The answer was lost.
+    Lost(ClusterError),
+    /// Certainly not carried out.
+    Failed(RollbackError),
+}
+
+impl Inner {
+    pub(super) async fn transact(
+        self: Arc<Self>,
+        id: Uuid,
+        grant: Grant,
+        origin: Origin,
+        request: RollbackRequest,
+    ) -> Result<Outcome, RollbackError> {
+        let key = grant.key().clone();
+        // A dry run writes nothing, so it needs no turn.
+        let turn = match request.mode {
+            Mode::DryRun => None,
+            Mode::Apply => match self.take_turn(&key, id) {
+                Ok(turn) => Some(turn),
+                Err(busy) => {
+                    self.record_refusal(&key, &origin, request.mode, &busy).await;
+                    return Err(busy);
+                }
+            },
+        };
+        let (daemonset, decision) = match self.decide(&key, &request).await {
+            Err(RollbackError::Refused(refusal)) => {
+                self.record_refusal(&key, &origin, request.mode, &refusal).await;
+                return Err(refusal.into());
+            }
+            other => other?,
+        };
+        match (decision, turn) {
+            (Decision::Skip { current, number }, None) => {
+                self.preview_skip(id, &daemonset, current, number, origin).await
+            }
+            (Decision::Restore(plan), None) => {
+                let preview = self.preview(id, &grant, daemonset, *plan, &origin).await;
+                if let Err(refusal @ RollbackError::RefusedByServer { .. }) = &preview {
+                    self.record_refusal(&key, &origin, request.mode, refusal).await;
+                }
+                preview
+            }
+            (Decision::Skip { current, number }, Some(_turn)) => {
+                let mut rollback =
+                    new_rollback(id, &daemonset, Some(current.clone()), current, &daemonset.template, origin);
+                rollback.state = RollbackState::Skipped;
+                rollback.ended_at = Some(rollback.requested_at);
+                rollback.message = kubectl::skipped(number.0);
+                self.begin(&rollback, Action::Skipped).await?;
+                self.announce(&rollback);
+                Ok(Outcome::Skipped { rollback, number })
+            }
+            (Decision::Restore(plan), Some(turn)) => {
+                let mut rollback =
+                    new_rollback(id, &daemonset, plan.from.clone(), plan.to.clone(), &plan.template, origin);
+                rollback.warnings.clone_from(&plan.warnings);
+                pin(&mut rollback, &daemonset);
+                self.begin(&rollback, Action::Requested).await?;
+                self.announce(&rollback);
+                self.make(grant, daemonset, &plan, rollback, turn).await
+            }
+        }
+    }
+
+    /// Reads and plans. While the controller has not recorded the live template, waits for it.
+    async fn decide(
+        &self,
+        key: &Key,
+        request: &RollbackRequest,
+    ) -> Result<(Arc<DaemonSet>, Decision), RollbackError> {
+        let deadline = Instant::now() + self.parts.patience.recording;
+        let mut waits = waits(Duration::from_millis(800));
+        loop {
+            let daemonset = self.parts.live.daemonset(key).await?;
+            let history = self.parts.live.history(&daemonset).await?;
+            let wait = waits.next().unwrap_or_default();
+            match plan(&daemonset, &history, request) {
+                Err(Refusal::NotRecorded) if Instant::now() + wait < deadline => {
+                    tokio::time::sleep(wait).await
+                }
+                decision => return Ok((daemonset, decision?)),
+            }
+        }
+    }
+
+    /// Sends the patch until it is decided, then starts to follow the rollout.
+    async fn make(
+        self: Arc<Self>,
+        grant: Grant,
+        mut daemonset: Arc<DaemonSet>,
+        plan: &Plan,
+        mut rollback: Rollback,
+        turn: Turn,
+    ) -> Result<Outcome, RollbackError> {
+        let mut waits = waits(LONGEST_WAIT);
+        let deadline = Instant::now() + self.parts.patience.patching;
+        for attempt in 1.. {
+            match self.attempt(&grant, &daemonset, plan, &rollback).await {
+                Attempt::Applied(patched) if patched.generation == daemonset.generation => {
+                    let number = rollback.to.revision;
+                    let end = (RollbackState::Skipped, Action::Skipped);
+                    self.conclude(&mut rollback, end, without_effect(number), turn).await;
+                    return Ok(Outcome::Skipped { rollback, number });
+                }
+                Attempt::Applied(patched) => {
+                    let applied = Applied::note(&mut rollback, &patched);
+                    self.conclude(&mut rollback, (applied.state, Action::Applied), applied.message, turn)
+                        .await;
+                    return Ok(Outcome::Made(rollback));
+                }
+                Attempt::Conflict => {
+                    // What is read is patched at once: a wait after the read would only let the next
+                    // status write in.
+                    tokio::time::sleep(waits.next().unwrap_or_default()).await;
+                    let read = match self.read_again(&daemonset.key).await {
+                        Ok(read) => read,
+                        Err(error) => return self.fail(rollback, error, turn).await,
+                    };
+                    if read.rollback_id() == Some(&rollback.id.to_string()) {
+                        // A proxy sent the patch twice, and the conflict is the second one's.
+                        return self.settle_for_caller(rollback, grant, turn, ClusterError::Conflict).await;
+                    }
+                    if let Err(error) = still_holds(plan, &daemonset, &read) {
+                        return self.fail(rollback, error, turn).await;
+                    }
+                    if attempt >= self.parts.patience.attempts || Instant::now() > deadline {
+                        return self.fail(rollback, RollbackError::Contended, turn).await;
+                    }
+                    daemonset = read;
+                    pin(&mut rollback, &daemonset);
+                    if let Err(error) = self.parts.store.advance(rollback.state, &rollback, None).await {
+                        return self.fail(rollback, error.into(), turn).await;
+                    }
+                }
+                Attempt::Lost(error) => {
+                    tracing::warn!(rollback = %rollback.id, error = &error as &dyn std::error::Error, "the answer to a patch was lost; finding out whether it was applied");
+                    return self.settle_for_caller(rollback, grant, turn, error).await;
+                }
+                Attempt::Failed(error) => return self.fail(rollback, error, turn).await,
+            }
+        }
+        unreachable!("the range has no end")
+    }
+
+    async fn attempt(
+        &self,
+        grant: &Grant,
+        daemonset: &DaemonSet,
+        plan: &Plan,
+        rollback: &Rollback,
+    ) -> Attempt {
+        let restore = Restore { daemonset, template: &plan.template, rollback: rollback.id };
+        let error = match self.parts.live.restore(grant, restore).await {
+            Ok(patched) => return Attempt::Applied(patched),
+            Err(error) => error,
+        };
+        match error {
+            ClusterError::Conflict => Attempt::Conflict,
+            ClusterError::Unavailable { delivery: Delivery::Unknown, .. } => Attempt::Lost(error),
+            error => Attempt::Failed(self.explain(grant.key(), plan, error).await),
+        }
+    }
+
+    /// Reads what a conflict was about.
+    async fn read_again(&self, key: &Key) -> Result<Arc<DaemonSet>, RollbackError> {
+        self.parts.live.daemonset(key).await.map_err(|error| match error {
+            ClusterError::NotFound => RollbackError::Deleted,
+            error => error.into(),
+        })
+    }
+
+    /// Tells a refusal by admission, which is the caller's affair, from a missing right of
+    /// rollbackd's own account, which is not.
+    async fn explain(&self, key: &Key, plan: &Plan, error: ClusterError) -> RollbackError {
+        let refused = |message| RollbackError::RefusedByServer { revision: plan.to.revision, message };
+        match error {
+            ClusterError::Refused { message } => refused(message),
+            ClusterError::NotFound => RollbackError::Deleted,
+            ClusterError::Replaced => RollbackError::Replaced,
+            ClusterError::Forbidden { message } => match self.parts.live.may_patch(key).await {
+                Ok(true) => refused(message),
+                Ok(false) | Err(_) => ClusterError::Forbidden { message }.into(),
+            },
+            error => error.into(),
+        }
+    }
+
+    pub(super) async fn fail(
+        self: &Arc<Self>,
+        mut rollback: Rollback,
+        error: RollbackError,
+        turn: Turn,
+    ) -> Result<Outcome, RollbackError> {
+        let end = (RollbackState::Failed, Action::Failed);
+        self.conclude(&mut rollback, end, error.to_string(), turn).await;
+        Err(error)
+    }
+
+    async fn preview(
+        &self,
+        id: Uuid,
+        grant: &Grant,
+        mut daemonset: Arc<DaemonSet>,
+        plan: Plan,
+        origin: &Origin,
+    ) -> Result<Outcome, RollbackError> {
+        let mut waits = waits(LONGEST_WAIT).take(self.parts.patience.attempts - 1);
+        let patched = loop {
+            let restore = Restore { daemonset: &daemonset, template: &plan.template, rollback: id };
+            match self.parts.live.try_restore(grant, restore).await {
+                Ok(patched) => break patched,
+                Err(ClusterError::Conflict) => {
+                    tokio::time::sleep(waits.next().ok_or(RollbackError::Contended)?).await;
+                    let read = self.read_again(&daemonset.key).await?;
+                    still_holds(&plan, &daemonset, &read)?;
+                    daemonset = read;
+                }
+                Err(error) => return Err(self.explain(grant.key(), &plan, error).await),
+            }
+        };
+        let effect = patched.generation != daemonset.generation;
+        let message = if effect { "rolled back".to_owned() } else { without_effect(plan.to.revision) };
+        let preview = Preview {
+            id,
+            key: daemonset.key.clone(),
+            uid: daemonset.uid.clone(),
+            live_generation: daemonset.generation,
+            generation: effect.then_some(patched.generation),
+            skipped: (!effect).then_some(plan.to.revision),
+            diff: TemplateDiff::between(&plan.live, &patched.template),
+            from: plan.from,
+            to: plan.to,
+            warnings: plan.warnings,
+            message: format!("{message} (server dry run)"),
+            origin: origin.clone(),
+            requested_at: now(),
+        };
+        self.record_preview(preview).await
+    }
+
+    async fn preview_skip(
+        &self,
+        id: Uuid,
+        daemonset: &DaemonSet,
+        current: RevisionInfo,
+        number: RevisionNumber,
+        origin: Origin,
+    ) -> Result<Outcome, RollbackError> {
+        let preview = Preview {
+            id,
+            key: daemonset.key.clone(),
+            uid: daemonset.uid.clone(),
+            live_generation: daemonset.generation,
+            generation: None,
+            diff: TemplateDiff::between(&daemonset.template, &daemonset.template),
+            from: Some(current.clone()),
+            to: current,
+            warnings: Vec::new(),
+            message: format!("{} (server dry run)", kubectl::skipped(number.0)),
+            origin,
+            requested_at: now(),
+            skipped: Some(number),
+        };
+        self.record_preview(preview).await
+    }
+
+    async fn record_preview(&self, preview: Preview) -> Result<Outcome, RollbackError> {
+        let mut entry = Entry::of_request(
+            (Action::DryRun, EntryOutcome::Success),
+            &preview.key,
+            &preview.origin,
+            self.parts.cluster.clone(),
+            Mode::DryRun,
+            preview.message.clone(),
+            preview.requested_at,
+        );
+        entry.uid = Some(preview.uid.clone());
+        entry.from.clone_from(&preview.from);
+        entry.to = Some(preview.to.clone());
+        self.parts.store.append(&entry).await?;
+        Ok(Outcome::Previewed(preview))
+    }
+
+    /// A refusal changes nothing, so a store that fails now does not turn it into something else.
+    async fn record_refusal(&self, key: &Key, origin: &Origin, mode: Mode, refusal: &impl Display) {
+        let entry = Entry::of_request(
+            (Action::Refused, EntryOutcome::Refused),
+            key,
+            origin,
+            self.parts.cluster.clone(),
+            mode,
+            refusal.to_string(),
+            now(),
+        );
+        if let Err(error) = self.parts.store.append(&entry).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a refusal is not on record");
+        }
+    }
+
+    async fn begin(self: &Arc<Self>, rollback: &Rollback, action: Action) -> Result<(), StoreError> {
+        let entry = Entry::of_rollback(rollback, action, self.parts.cluster.clone(), rollback.requested_at);
+        let begun = self.parts.store.begin(rollback, &entry).await;
+        if matches!(begun, Err(StoreError::Silent)) {
+            self.parts.tasks.spawn(self.clone().withdraw(rollback.clone()));
+        }
+        begun
+    }
+
+    /// The store did not say whether it took a new rollback, so that the rollback is not made. If the
+    /// record turns up after all, says so in it.
+    async fn withdraw(self: Arc<Self>, mut rollback: Rollback) {
+        // A write that hangs is made within minutes or not at all.
+        for wait in waits(Duration::from_secs(10)).take(30) {
+            match self.parts.store.rollback(rollback.id).await {
+                Ok(Some(stored)) if stored.state.is_final() => return,
+                Ok(Some(_)) => {
+                    let end = (RollbackState::Failed, Action::Failed);
+                    let message = "the audit store did not answer in time; nothing was sent".to_owned();
+                    // Stopping: the next start settles it by looking.
+                    let _ = self.advance(&mut rollback, end, message).await;
+                    return;
+                }
+                Ok(None) | Err(_) => {}
+            }
+            if self.parts.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// Notes what the next patch is pinned to.
+fn pin(rollback: &mut Rollback, daemonset: &DaemonSet) {
+    rollback.pinned_to = Some(daemonset.resource_version.clone());
+    rollback.pinned_generation = daemonset.generation;
+}
+
+/// The patch made no new generation: defaulting made the two templates the same, or admission took the
+/// change back.
+fn without_effect(number: RevisionNumber) -> String {
+    format!(
+        "nothing has changed: as the API server admits it, the pod template of revision {number} is the running one"
+    )
+}
+
+/// After a conflict: is what was read now still what the plan was made for?
+fn still_holds(plan: &Plan, planned: &DaemonSet, read: &DaemonSet) -> Result<(), RollbackError> {
+    if read.uid != planned.uid {
+        return Err(RollbackError::Replaced);
+    }
+    if read.being_deleted {
+        return Err(Refusal::BeingDeleted.into());
+    }
+    if read.template != plan.live { Err(RollbackError::Changed) } else { Ok(()) }
+}
+
+fn new_rollback(
+    id: Uuid,
+    daemonset: &DaemonSet,
+    from: Option<RevisionInfo>,
+    to: RevisionInfo,
+    template: &Template,
+    origin: Origin,
+) -> Rollback {
+    Rollback {
+        id,
+        state: RollbackState::Requested,
+        key: daemonset.key.clone(),
+        uid: daemonset.uid.clone(),
+        generation: None,
+        from,
+        to,
+        new_revision: None,
+        warnings: Vec::new(),
+        message: "requested".into(),
+        origin,
+        requested_at: now(),
+        ended_at: None,
+        template: template.fingerprint(),
+        pinned_to: None,
+        pinned_generation: daemonset.generation,
+    }
+}
+
+/// What the patch made.
+pub(super) struct Applied {
+    pub state: RollbackState,
+    pub message: String,
+}
+
+impl Applied {
+    /// Reads the patch's answer, and notes in the record what the follower needs.
+    pub(super) fn note(rollback: &mut Rollback, patched: &DaemonSet) -> Self {
+        rollback.generation = Some(patched.generation);
+        let message = if patched.template.fingerprint() == rollback.template {
+            "rolled back"
+        } else {
+            "rolled back; admission changed the pod template on its way, so that it becomes a new revision"
+        };
+        rollback.template = patched.template.fingerprint();
+        let state = match patched.strategy {
+            UpdateStrategy::OnDelete => RollbackState::Applied,
+            UpdateStrategy::RollingUpdate => RollbackState::Progressing,
+        };
+        Self { state, message: message.to_owned() }
+    }
+}

@@ -1,0 +1,204 @@
+//! The composition root: builds every room, serves, and stops in order.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
+use axum_server::Handle;
+use hyper_util::rt::TokioTimer;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    audit::Store,
+    config::ServeArgs,
+    http::{self, App, Limits},
+    kubernetes::{
+        Cache, Live, Rollouts, Scope, connect,
+        liveness::{Health, Liveness, ProbePace},
+    },
+    rollbacks::{Parts, Patience, Rollbacks},
+    telemetry::{AuditLog, Metrics},
+};
+
+/// For a client to send its request's header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest request header, in bytes.
+const MAX_HEADER: usize = 64 * 1024;
+/// For answers that are under way when the server stops. With the default `--drain-delay` it fits into
+/// the 30 s that Kubernetes gives a pod.
+const FINISH: Duration = Duration::from_secs(20);
+/// For the last bytes of answers to leave.
+const LAST_BYTES: Duration = Duration::from_millis(500);
+
+/// Times that tests make shorter.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Deadline of every request to the API server.
+    pub api: Duration,
+    /// Between two probes of the API server.
+    pub probe: Duration,
+    pub patience: Patience,
+    pub limits: Limits,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            api: Duration::from_secs(10),
+            probe: Duration::from_secs(5),
+            patience: Patience::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Runs `rollbackd serve` until `stop` is cancelled.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn serve(args: ServeArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    let client = connect::client(args.kubeconfig.as_deref()).await.context("--kubeconfig")?;
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("--listen {}", args.listen))?;
+    let log = AuditLog::start();
+    let server = Server::start(args, client, Timing::default(), Some(log.clone())).await?;
+    let ran = server.run(listener, stop).await;
+    log.flush();
+    ran
+}
+
+/// All rooms, ready to serve.
+pub struct Server {
+    app: App,
+    store: Store,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    stop: CancellationToken,
+    drain_delay: Duration,
+}
+
+impl Server {
+    /// Opens the store, starts the watches and takes up what was left open.
+    ///
+    /// # Errors
+    /// When the store can't be opened or read.
+    pub async fn start(
+        args: ServeArgs,
+        client: kube::Client,
+        timing: Timing,
+        audit_log: Option<AuditLog>,
+    ) -> anyhow::Result<Self> {
+        let ServeArgs {
+            listen: _,
+            kubeconfig: _,
+            store,
+            auth,
+            namespaces,
+            cluster_name,
+            stall_after,
+            require_reason,
+            drain_delay,
+        } = args;
+        let metrics = Metrics::new();
+        let (tasks, stop, draining) =
+            (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let store = Store::open(&store, metrics.clone(), audit_log)
+            .await
+            .with_context(|| format!("--store {store}"))?;
+        let scope = Scope::of(namespaces);
+        let liveness = Arc::new(Liveness::new(scope.watches_per_kind()));
+        let live = Live::new(client, liveness.clone(), timing.api);
+        let rollouts = Arc::new(Rollouts::new(stall_after));
+        let cache = Arc::new(Cache::start(live.client(), scope, rollouts, liveness, &tasks, &stop));
+        let health = Arc::new(Health::default());
+        let pace = ProbePace { period: timing.probe, stale_after: timing.limits.stale_after };
+        let probing = health.clone().keep(live.clone(), cache.clone(), metrics.clone(), pace);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(probing));
+        let authority = auth.into();
+        let rollbacks = Rollbacks::new(Parts {
+            live: live.clone(),
+            cache: cache.clone(),
+            store: store.clone(),
+            authority,
+            cluster: cluster_name.clone(),
+            patience: timing.patience,
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        });
+        rollbacks.resume().await.context("the audit store can't be read")?;
+        let app = App::new(http::Parts {
+            live,
+            cache,
+            health,
+            store: store.clone(),
+            rollbacks,
+            authority,
+            metrics,
+            cluster_name,
+            require_reason,
+            limits: timing.limits,
+            draining: draining.clone(),
+            stop: stop.clone(),
+        });
+        Ok(Self { app, store, tasks, draining, stop, drain_delay })
+    }
+
+    /// Serves until `stop` is cancelled, then drains: readiness fails at once, connections are
+    /// accepted for `--drain-delay` while endpoints update, streams end, answers under way are
+    /// finished.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+        let address = listener.local_addr()?;
+        let handle: Handle<SocketAddr> = Handle::new();
+        let requests = TaskTracker::new();
+        let service = http::router(self.app.clone()).layer(axum::middleware::from_fn_with_state(
+            requests.clone(),
+            |axum::extract::State(requests): axum::extract::State<TaskTracker>,
+             request,
+             next: axum::middleware::Next| async move {
+                requests.track_future(next.run(request)).await
+            },
+        ));
+        let service: IntoMakeServiceWithConnectInfo<_, SocketAddr> =
+            service.into_make_service_with_connect_info();
+        let mut server = axum_server::Server::from_listener(listener).handle(handle.clone()).http1_only();
+        server
+            .http_builder()
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADER);
+        let mut serving = tokio::spawn(server.serve(service));
+        tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+
+        tokio::select! {
+            () = stop.cancelled() => {}
+            served = &mut serving => {
+                served?.context("the listener failed")?;
+                anyhow::bail!("the listener has stopped by itself");
+            }
+        }
+        tracing::info!("stopping: not ready any more");
+        self.draining.cancel();
+        tokio::time::sleep(self.drain_delay).await;
+        handle.graceful_shutdown(None);
+        self.stop.cancel();
+        requests.close();
+        self.tasks.close();
+        let finished =
+            tokio::time::timeout(FINISH, async { tokio::join!(requests.wait(), self.tasks.wait()) }).await;
+        if finished.is_err() {
+            tracing::warn!("stopping with work under way; the next start settles it");
+        }
+        // What is left are connections without a request, and the last bytes of answers.
+        let _ = tokio::time::timeout(LAST_BYTES, serving).await;
+        handle.shutdown();
+        self.store.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! Admission has the last word: it denies a rollback, changes what it restores, or takes it back.
+
+use serde_json::{Value, json};
+
+use crate::support::{space::Space, twins::Twins, wait::until};
+
+const GROUP: &str = "admissionregistration.k8s.io";
+
+/// Makes a policy for updates of DaemonSets in both namespaces and nowhere else.
+async fn policy(twins: &Twins, version: &str, kind: &str, spec: Value, binding: Value) {
+    let name = format!("{}.rollbackd.test", twins.ours.namespace);
+    let api_version = format!("{GROUP}/{version}");
+    let mut policy = json!({
+        "apiVersion": api_version, "kind": kind, "metadata": {"name": name},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [
+                {"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["daemonsets"]},
+            ]},
+        },
+    });
+    extend(&mut policy["spec"], spec);
+    let namespaces = [&twins.ours.namespace, &twins.theirs.namespace];
+    let mut bound = json!({
+        "apiVersion": api_version, "kind": format!("{kind}Binding"), "metadata": {"name": name},
+        "spec": {
+            "policyName": name,
+            "matchResources": {"namespaceSelector": {"matchExpressions": [
+                {"key": "kubernetes.io/metadata.name", "operator": "In", "values": namespaces},
+            ]}},
+        },
+    });
+    extend(&mut bound["spec"], binding);
+    twins.ours.kubectl.create(&policy).await;
+    twins.ours.kubectl.create(&bound).await;
+}
+
+fn extend(into: &mut Value, with: Value) {
+    let (Value::Object(into), Value::Object(with)) = (into, with) else { panic!("objects") };
+    into.extend(with);
+}
+
+/// Waits until what the API server answers to a rollback by kubectl that is only tried fits.
+async fn in_force(space: &Space, fits: impl Fn(&str) -> bool) {
+    // A change that admission sees: kubectl itself shows only what was before.
+    let change =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "image": "img:1"}]}}}});
+    let change = change.to_string();
+    let args = ["patch", "daemonset", "agent", "--dry-run=server", "-o", "json", "-p", &change];
+    until("the policy to be in force", async || {
+        let printed = space.kubectl.run(&args).await;
+        let said = format!("{}{}", printed.stdout, printed.stderr);
+        if fits(&said) { Ok(()) } else { Err(said) }
+    })
+    .await;
+}
+
+/// The version of the API in which mutating policies can be made, if there is one.
+async fn mutating(twins: &Twins) -> Option<String> {
+    let listed = twins.ours.kubectl.ok(&["api-resources", "--api-group", GROUP, "--no-headers"]).await;
+    let line = listed.lines().find(|line| line.starts_with("mutatingadmissionpolicies "))?;
+    let version = line.split_whitespace().find_map(|word| word.strip_prefix(&format!("{GROUP}/")))?;
+    Some(version.to_owned())
+}
+
+fn mutation(expression: &str) -> Value {
+    json!({
+        "reinvocationPolicy": "Never",
+        "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}],
+    })
+}
+
+#[tokio::test]
+async fn a_policy_that_denies_it_is_quoted_and_nothing_is_changed() {
+    let twins = Twins::of(&["img:1", "img:2"]).await;
+    let spec = json!({"validations": [{
+        "expression": "object.spec.template.spec.containers.all(c, c.image != 'img:1')",
+        "message": "img:1 has a hole, see the postmortem",
+    }]});
+    let deny = json!({"validationActions": ["Deny"]});
+    policy(&twins, "v1", "ValidatingAdmissionPolicy", spec, deny).await;
+    for space in [&twins.ours, &twins.theirs] {
+        in_force(space, |said| said.contains("see the postmortem")).await;
+    }
+    let (printed, answer) = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
+    assert!(printed.stderr.contains("denied request: img:1 has a hole, see the postmortem"), "{printed:?}");
+    assert_eq!(answer.status, 422);
+    twins.undo(&["--to-revision=1", "--dry-run=server"], json!({"toRevision": 1, "dryRun": true})).await;
+
+    // To the previous one kubectl says "revision 0", we say which one that is.
+    let theirs = twins.theirs.kubectl.run(&["rollout", "undo", "daemonset/agent"]).await;
+    let problem = twins.rollbackd.api.post(&twins.path(), &json!({})).await;
+    let problem = problem.problem(422, "refused-by-api-server");
+    let detail = problem["detail"].as_str().unwrap();
+    assert_eq!(
+        theirs.stderr,
+        format!("error: {}\n", detail.replace("restoring revision 1:", "restoring revision 0:"))
+    );
+
+    let api = &twins.rollbackd.api;
+    let failed = ["rollback.requested", "rollback.failed"];
+    let expected = [&failed[..], &["rollback.refused"], &failed].concat();
+    assert_eq!(api.actions(&twins.ours.namespace).await, expected);
+    let audit = api.audit(&twins.ours.namespace).await;
+    assert_eq!((&audit[2]["dryRun"], &audit[2]["outcome"]), (&json!(true), &json!("refused")));
+    assert_eq!((&audit[4]["message"], &audit[4]["outcome"]), (&problem["detail"], &json!("failure")));
+    let listed = api.get(&format!("/rollbacks?namespace={}", twins.ours.namespace)).await.expect(200);
+    assert!(listed["items"].as_array().unwrap().iter().all(|rollback| rollback["state"] == "failed"));
+}
+
+#[tokio::test]
+async fn a_policy_that_changes_it_makes_a_new_revision_of_it() {
+    let twins = Twins::of(&["img:1", "img:2"]).await;
+    let Some(version) = mutating(&twins).await else {
+        println!("skipped: this Kubernetes has no mutating admission policies switched on");
+        return;
+    };
+    let spec = mutation(
+        "Object{spec: Object.spec{template: Object.spec.template{metadata: Object.spec.template.metadata{annotations: {'seen': 'yes'}}}}}",
+    );
+    policy(&twins, &version, "MutatingAdmissionPolicy", spec, json!({})).await;
+    for space in [&twins.ours, &twins.theirs] {
+        in_force(space, |said| said.contains(r#""seen": "yes""#)).await;
+    }
+    let api = &twins.rollbackd.api;
+    let preview = api.post(&twins.path(), &json!({"dryRun": true})).await.expect(200);
+    let changed: Vec<&Value> =
+        preview["diff"]["changes"].as_array().unwrap().iter().map(|change| &change["path"]).collect();
+    assert_eq!(changed, ["/metadata/annotations", "/spec/containers/0/image"]);
+
+    let (_, answer) = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
+    let record = twins.record(&answer).await;
+    let audit = api.audit(&twins.ours.namespace).await;
+    let message =
+        "rolled back; admission changed the pod template on its way, so that it becomes a new revision";
+    assert_eq!(audit[2]["message"], message);
+    // It is not mistaken for somebody else's change.
+    let ended = api.rollback_in(record["id"].as_str().unwrap(), &["succeeded"]).await;
+    assert_eq!((&ended["to"]["revision"], &ended["newRevision"]), (&json!(1), &json!(3)));
+    let numbers = twins.ours.revisions().await;
+    assert_eq!(numbers.iter().map(|revision| &revision["revision"]).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_policy_that_takes_it_back_leaves_nothing_changed() {
+    let twins = Twins::of(&["img:1", "img:2"]).await;
+    let Some(version) = mutating(&twins).await else {
+        println!("skipped: this Kubernetes has no mutating admission policies switched on");
+        return;
+    };
+    let spec = mutation(
+        "Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.template.spec{containers: [Object.spec.template.spec.containers{name: 'main', image: 'img:2'}]}}}}",
+    );
+    policy(&twins, &version, "MutatingAdmissionPolicy", spec, json!({})).await;
+    for space in [&twins.ours, &twins.theirs] {
+        in_force(space, |said| said.contains(r#""image": "img:2""#)).await;
+    }
+    // kubectl says that it has rolled back.
+    let printed = twins.theirs.kubectl.ok(&["rollout", "undo", "daemonset/agent"]).await;
+    assert_eq!(printed, "daemonset.apps/agent rolled back\n");
+    let api = &twins.rollbackd.api;
+    let preview = api.post(&twins.path(), &json!({"dryRun": true})).await.expect(200);
+    assert_eq!((&preview["skipped"], &preview["diff"]["changes"]), (&json!(true), &json!([])));
+    let skipped = api.post(&twins.path(), &json!({})).await.expect(200);
+    let message =
+        "nothing has changed: as the API server admits it, the pod template of revision 1 is the running one";
+    assert_eq!((&skipped["state"], &skipped["message"]), (&json!("skipped"), &json!(message)));
+    assert_eq!(preview["message"], format!("{message} (server dry run)"));
+    twins.same_objects().await;
+    let actions = ["rollback.dryRun", "rollback.requested", "rollback.skipped"];
+    assert_eq!(api.actions(&twins.ours.namespace).await, actions);
+}

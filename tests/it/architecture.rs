@@ -1,0 +1,144 @@
+//! The arrows between the rooms of `src/`: in a single crate nothing else holds them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each room and the rooms that it may name. `main`, `lib` and `server` wire them all.
+const ARROWS: [(&str, &[&str]); 8] = [
+    ("domain", &[]),
+    ("telemetry", &["domain"]),
+    ("kubernetes", &["domain", "telemetry"]),
+    ("audit", &["domain", "telemetry"]),
+    ("auth", &["domain", "kubernetes"]),
+    ("rollbacks", &["audit", "auth", "domain", "kubernetes", "telemetry"]),
+    ("http", &["audit", "auth", "domain", "kubernetes", "rollbacks", "telemetry"]),
+    ("config", &["auth", "domain"]),
+];
+
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push((path.clone(), code(&fs::read_to_string(&path).unwrap())));
+        }
+    }
+    found
+}
+
+/// The text without comments.
+fn code(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn room(path: &Path) -> String {
+    let inside = path.strip_prefix(root()).unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// The rooms that a source names: `crate::room`, also inside `use crate::{…}`.
+fn named(source: &str) -> Vec<String> {
+    let mut rooms = Vec::new();
+    for (index, _) in source.match_indices("crate::") {
+        let rest = &source[index + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            None => rooms.push(word(rest)),
+            Some(list) => {
+                let mut depth = 0;
+                let mut first = true;
+                for (index, character) in list.char_indices() {
+                    match character {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' if depth == 0 => first = true,
+                        character if first && character.is_alphabetic() && depth == 0 => {
+                            rooms.push(word(&list[index..]));
+                            first = false;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    rooms
+}
+
+fn word(text: &str) -> String {
+    text.chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
+}
+
+#[test]
+fn rooms_know_only_whom_they_may_know() {
+    for (path, source) in sources(&root()) {
+        let room = room(&path);
+        if matches!(room.as_str(), "main" | "lib" | "server") {
+            continue;
+        }
+        let (_, allowed) =
+            ARROWS.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("unknown room {room}"));
+        for named in named(&source) {
+            let known = named == room || allowed.contains(&named.as_str());
+            assert!(known, "{} names crate::{named}, which {room} may not know", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_test_of_the_arrows_sees_arrows() {
+    let source = "use crate::{\n audit::{Store, x},\n domain::key::Key,\n};\nfn f() { crate::http::g() }";
+    assert_eq!(named(source), ["audit", "domain", "http"]);
+}
+
+#[test]
+fn the_domain_is_pure() {
+    let impure = [
+        "tokio",
+        "async fn",
+        "std::fs",
+        "std::net",
+        "std::env",
+        "Instant",
+        "SystemTime",
+        "Timestamp::now",
+        "tracing",
+        "sqlx",
+        "http::",
+        "kube::",
+        "println!",
+    ];
+    for (path, source) in sources(&root().join("domain")) {
+        for word in impure {
+            assert!(!source.contains(word), "{} holds {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn only_one_room_names_kube_and_only_one_knows_statuses() {
+    for (path, source) in sources(&root()) {
+        let room = room(&path);
+        let kube = source.replace("crate::kubernetes", "").contains("kube::");
+        assert!(!kube || matches!(room.as_str(), "kubernetes" | "server"), "{} names kube::", path.display());
+        let status = source.contains("StatusCode");
+        assert!(!status || room == "http", "{} knows HTTP statuses", path.display());
+    }
+}
+
+#[test]
+fn only_auth_makes_a_grant() {
+    for (path, source) in sources(&root()) {
+        let allowed = path.ends_with("auth.rs") || path.ends_with("kubernetes/grant.rs");
+        assert!(allowed || !source.contains("unreviewed"), "{} makes a Grant", path.display());
+    }
+}

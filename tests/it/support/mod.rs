@@ -1,0 +1,15 @@
+//! What every test stands on.
+
+pub mod api;
+pub mod controlplane;
+pub mod faults;
+pub mod following;
+pub mod history;
+pub mod kubectl;
+pub mod raw;
+pub mod rollbackd;
+pub mod space;
+pub mod sse;
+pub mod told;
+pub mod twins;
+pub mod wait;

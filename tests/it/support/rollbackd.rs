@@ -1,0 +1,110 @@
+//! rollbackd itself, in this process, on a port of its own.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use rollbackd::{
+    config::{Cli, Command},
+    server::{Server, Timing},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{api::Api, controlplane::ControlPlane, faults::Faults, wait::until};
+
+/// A running rollbackd.
+pub struct Rollbackd {
+    pub address: SocketAddr,
+    pub api: Api,
+    pub faults: Faults,
+    pub store: PathBuf,
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<anyhow::Result<()>>,
+    _folder: tempfile::TempDir,
+}
+
+/// How to start it.
+pub struct Setup<'a> {
+    pub control_plane: &'a ControlPlane,
+    /// Flags beside `--auth none`, `--listen`, `--store` and `--drain-delay 0s`.
+    pub flags: &'a [&'a str],
+    pub timing: Timing,
+    /// Whose account it has in the cluster.
+    pub user: &'a str,
+    /// What goes wrong from its first request on.
+    pub faults: Faults,
+}
+
+impl<'a> Setup<'a> {
+    pub fn new(control_plane: &'a ControlPlane) -> Self {
+        Self {
+            control_plane,
+            flags: &[],
+            timing: Timing::default(),
+            user: "admin",
+            faults: Faults::default(),
+        }
+    }
+}
+
+impl Rollbackd {
+    /// Starts it on the shared control plane and waits until it is ready.
+    pub async fn start() -> Self {
+        Self::start_with(Setup::new(ControlPlane::shared())).await
+    }
+
+    /// Starts it on a control plane and waits until it is ready.
+    pub async fn start_on(control_plane: &ControlPlane) -> Self {
+        Self::start_with(Setup::new(control_plane)).await
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start_with(setup: Setup<'_>) -> Self {
+        let started = Self::launch(setup).await;
+        started.ready().await;
+        started
+    }
+
+    /// Starts it without waiting.
+    pub async fn launch(setup: Setup<'_>) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = folder.path().join("rollbackd.db");
+        let faults = setup.faults;
+        let client = setup.control_plane.faulty_client(setup.user, faults.clone()).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let url = format!("sqlite:{}", store.display());
+        let line = ["rollbackd", "serve", "--auth", "none", "--drain-delay", "0s", "--store", &url];
+        let line = line.into_iter().chain(setup.flags.iter().copied());
+        let Command::Serve(args) = Cli::try_parse_from(line).expect("the flags are right").command else {
+            panic!("not serve");
+        };
+        let stop = CancellationToken::new();
+        let server = Server::start(args, client, setup.timing, None).await.expect("rollbackd starts");
+        let serving = tokio::spawn(server.run(listener, stop.clone()));
+        let api = Api::new(address);
+        Self { address, api, faults, store, stop, serving, _folder: folder }
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self) {
+        until("rollbackd to be ready", async || {
+            let answer = self.api.get("/readyz?verbose").await;
+            if answer.status == 200 { Ok(()) } else { Err(answer.text) }
+        })
+        .await;
+    }
+
+    /// Stops it as SIGTERM does, and waits until it has stopped.
+    pub async fn stop(&mut self) {
+        self.stop.cancel();
+        let stopped = tokio::time::timeout(Duration::from_secs(40), &mut self.serving).await;
+        stopped.expect("rollbackd stops").expect("it does not panic").expect("it stops in order");
+    }
+}
+
+impl Drop for Rollbackd {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

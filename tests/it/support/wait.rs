@@ -1,0 +1,31 @@
+//! Waiting for a condition, with a message that says what was awaited and what was last seen.
+
+use std::{fmt::Debug, time::Duration};
+
+use tokio::time::Instant;
+
+/// Nothing on the control plane takes longer, unless a test says so.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks until the answer is `Ok`.
+pub async fn until<T, E: Debug>(what: &str, ask: impl AsyncFnMut() -> Result<T, E>) -> T {
+    until_within(PATIENCE, what, ask).await
+}
+
+/// As [`until`], for conditions that take longer.
+pub async fn until_within<T, E: Debug>(
+    patience: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let deadline = Instant::now() + patience;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        match ask().await {
+            Ok(value) => return value,
+            Err(seen) if Instant::now() > deadline => panic!("waited for {what}; last seen: {seen:?}"),
+            Err(_) => tokio::time::sleep(pause).await,
+        }
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
