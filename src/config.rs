@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{auth::Authority, domain::key::Namespace};
+use crate::{audit::IN_MEMORY, auth::Authority, domain::key::Namespace};
+
+/// `--stall-after` of the sandbox: its stuck rollout is called stalled before one loses patience.
+const SANDBOX_STALL: Duration = Duration::from_secs(30);
 
 /// A safe HTTP API for DaemonSets: revisions, rollbacks, rollout status, and who did what.
 #[derive(Debug, Parser)]
@@ -19,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve the API for one cluster
     Serve(ServeArgs),
+    /// Serve the API over a small simulated cluster, to try it
+    Sandbox(SandboxArgs),
     /// Print the OpenAPI document
     Openapi,
 }
@@ -75,17 +80,59 @@ pub struct ServeArgs {
     pub drain_delay: Duration,
 }
 
+/// Flags of `rollbackd sandbox`.
+#[derive(Clone, Debug, Args)]
+pub struct SandboxArgs {
+    /// Address to listen on; it holds no credentials, so that any will do
+    #[arg(long, env = "ROLLBACKD_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// How many nodes the simulated cluster has
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub nodes: u16,
+
+    /// How much faster than real pods the simulated ones start and stop
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = speed)]
+    pub speed: f64,
+
+    /// Where rollbacks and the audit are kept: sqlite:PATH [default: in memory]
+    #[arg(long, value_name = "URL", value_parser = store_url)]
+    pub store: Option<String>,
+}
+
 /// How callers are authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthMode {
     /// Not at all: whoever reaches the loopback address acts with rollbackd's own credentials
     None,
+    /// Not at all: the cluster is simulated
+    #[value(skip)]
+    Sandbox,
 }
 
 impl From<AuthMode> for Authority {
     fn from(mode: AuthMode) -> Self {
         match mode {
             AuthMode::None => Self::None,
+            AuthMode::Sandbox => Self::Sandbox,
+        }
+    }
+}
+
+impl SandboxArgs {
+    /// What the service over the simulated cluster is told.
+    #[must_use]
+    pub fn service(&self) -> ServeArgs {
+        ServeArgs {
+            listen: self.listen,
+            kubeconfig: None,
+            store: self.store.clone().unwrap_or_else(|| IN_MEMORY.to_owned()),
+            auth: AuthMode::Sandbox,
+            namespaces: Vec::new(),
+            cluster_name: Some("sandbox".to_owned()),
+            stall_after: SANDBOX_STALL,
+            require_reason: false,
+            drain_delay: Duration::ZERO,
         }
     }
 }
@@ -101,15 +148,23 @@ impl ServeArgs {
                 "--listen {}: with --auth none only a loopback address such as 127.0.0.1:8080 can be used, as everybody who reaches it acts with rollbackd's own credentials",
                 self.listen
             )),
-            AuthMode::None => Ok(()),
+            AuthMode::None | AuthMode::Sandbox => Ok(()),
         }
     }
 }
 
 fn store_url(text: &str) -> Result<String, String> {
     match text.strip_prefix("sqlite:") {
-        Some(path) if !path.is_empty() => Ok(text.to_owned()),
-        _ => Err("expected sqlite:PATH".into()),
+        // What is kept in memory is no record.
+        Some(path) if !path.is_empty() && !path.starts_with(":memory:") => Ok(text.to_owned()),
+        _ => Err("expected sqlite:PATH, the path of a file".into()),
+    }
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(speed) if (0.1..=100.0).contains(&speed) => Ok(speed),
+        _ => Err("expected a number from 0.1 to 100".into()),
     }
 }
 
@@ -147,7 +202,7 @@ mod tests {
         let line = ["rollbackd", "serve", "--auth", "none"].into_iter().chain(args.iter().copied());
         match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
             Command::Serve(args) => args.check().map(|()| args),
-            Command::Openapi => unreachable!(),
+            Command::Sandbox(_) | Command::Openapi => unreachable!(),
         }
     }
 
@@ -158,6 +213,7 @@ mod tests {
             ("--listen", "0.0.0.0:8080"),
             ("--store", "postgres://x"),
             ("--store", "sqlite:"),
+            ("--store", "sqlite::memory:"),
             ("--namespace", "A"),
             ("--cluster-name", "a\u{1b}[0m"),
             ("--stall-after", "0s"),
@@ -165,6 +221,17 @@ mod tests {
             ("--auth", "kubernetes"),
         ] {
             let error = serve(&[flag, value]).unwrap_err();
+            assert!(error.contains(flag), "{flag} {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_sandbox_has_bounds() {
+        for (flag, value) in
+            [("--nodes", "0"), ("--nodes", "101"), ("--speed", "0"), ("--speed", "nan"), ("--store", "x")]
+        {
+            let parsed = Cli::try_parse_from(["rollbackd", "sandbox", flag, value]);
+            let error = parsed.unwrap_err().to_string();
             assert!(error.contains(flag), "{flag} {value}: {error}");
         }
     }

@@ -14,6 +14,7 @@
 //! - [`rollbacks`]: the write, from its request to its end.
 //! - [`http`]: routes, views, problems, streams.
 //! - [`server`] wires them; [`config`] and [`telemetry`] are what they say.
+//! - [`sandbox`]: a simulated cluster to put under them. Only [`server`] knows it, and it knows nobody.
 
 pub mod audit;
 pub mod auth;
@@ -22,5 +23,6 @@ pub mod domain;
 pub mod http;
 pub mod kubernetes;
 pub mod rollbacks;
+pub mod sandbox;
 pub mod server;
 pub mod telemetry;

@@ -21,20 +21,27 @@ fn main() -> ExitCode {
             if let Err(problem) = args.check() {
                 Cli::command().error(ErrorKind::ValueValidation, problem).exit();
             }
-            telemetry::start_logging();
-            match run(args) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("error: {error:#}");
-                    ExitCode::FAILURE
-                }
-            }
+            run(|stop| server::serve(args, stop))
+        }
+        Command::Sandbox(args) => run(|stop| server::serve_sandbox(args, stop)),
+    }
+}
+
+fn run<S: Future<Output = anyhow::Result<()>>>(serve: impl FnOnce(CancellationToken) -> S) -> ExitCode {
+    telemetry::start_logging();
+    match until_signalled(serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }
 
 #[tokio::main]
-async fn run(args: rollbackd::config::ServeArgs) -> anyhow::Result<()> {
+async fn until_signalled<S: Future<Output = anyhow::Result<()>>>(
+    serve: impl FnOnce(CancellationToken) -> S,
+) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopping = stop.clone();
@@ -50,5 +57,5 @@ async fn run(args: rollbackd::config::ServeArgs) -> anyhow::Result<()> {
             stopping.cancel();
         }
     });
-    server::serve(args, stop).await
+    serve(stop).await
 }

@@ -1,6 +1,6 @@
 //! The composition root: builds every room, serves, and stops in order.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::IsTerminal, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
@@ -11,13 +11,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::Store,
-    config::ServeArgs,
+    config::{SandboxArgs, ServeArgs},
     http::{self, App, Limits},
     kubernetes::{
         Cache, Live, Rollouts, Scope, connect,
         liveness::{Health, Liveness, ProbePace},
     },
     rollbacks::{Parts, Patience, Rollbacks},
+    sandbox::{STORY, Sandbox, Unsimulated},
     telemetry::{AuditLog, Metrics},
 };
 
@@ -66,6 +67,45 @@ pub async fn serve(args: ServeArgs, stop: CancellationToken) -> anyhow::Result<(
     let ran = server.run(listener, stop).await;
     log.flush();
     ran
+}
+
+/// Runs `rollbackd sandbox` until `stop` is cancelled.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn serve_sandbox(args: SandboxArgs, stop: CancellationToken) -> anyhow::Result<()> {
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("--listen {}", args.listen))?;
+    let address = listener.local_addr()?;
+    let sandbox = Sandbox::with_story(args.nodes.into(), args.speed);
+    let client = kube::Client::new(sandbox.router(Unsimulated::default()), "default");
+    let time = tokio::spawn(sandbox.run());
+    let server = Server::start(args.service(), client, Timing::default(), None).await?;
+    server.app.cache.ready().await;
+    print!("{}", welcome(address, std::io::stdout().is_terminal()));
+    let ran = server.run(listener, stop).await;
+    time.abort();
+    ran
+}
+
+/// What is in the sandbox, and what to try.
+fn welcome(address: SocketAddr, colour: bool) -> String {
+    let (bold, plain) = if colour { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    let story: String = STORY.iter().map(|(name, what)| format!("  {name:<27}{what}\n")).collect();
+    let api = match address.ip().is_unspecified() {
+        true => format!("http://127.0.0.1:{}", address.port()),
+        false => format!("http://{address}"),
+    };
+    let log_agent = format!("{api}/daemonsets/monitoring/log-agent");
+    format!(
+        "{bold}rollbackd sandbox: a simulated cluster, in memory{plain}\n\n{story}\n\
+         {bold}Try, in another terminal:{plain}\n\n  \
+         curl -H 'Accept: text/plain' {log_agent}/revisions\n  \
+         curl -H 'Content-Type: application/json' -d '{{\"reason\": \"2.5.0 can not be pulled\"}}' {log_agent}/rollback\n  \
+         curl -N -H 'Accept: text/event-stream' {log_agent}/status\n  \
+         curl {api}/audit\n\n\
+         The API's document: {api}/docs/    Ctrl-C ends it.\n"
+    )
 }
 
 /// All rooms, ready to serve.

@@ -9,7 +9,7 @@ mod store;
 
 pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
 pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
-pub use store::{Store, StoreError};
+pub use store::{IN_MEMORY, Store, StoreError};
 
 use jiff::{Timestamp, fmt::temporal::DateTimePrinter};
 

@@ -1,5 +1,5 @@
 //! SQLite, one file. Each write is one transaction, durable when the call returns
-//! (write-ahead log, `synchronous=FULL`).
+//! (write-ahead log, `synchronous=FULL`). The sandbox, which changes nothing real, may keep it in memory.
 
 use std::{
     borrow::Cow,
@@ -30,6 +30,9 @@ const TURN: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long the answer to [`Store::can_write`] is good.
 const RECHECK: Duration = Duration::from_secs(2);
+
+/// The URL of a store that is gone when the process ends.
+pub const IN_MEMORY: &str = "sqlite::memory:";
 
 /// Keeps rollbacks and audit entries.
 #[derive(Clone, Debug)]
@@ -80,8 +83,8 @@ fn migrator() -> Migrator {
 }
 
 impl Store {
-    /// Opens the database that `url` (`sqlite:PATH`) names, makes it if there is none, and brings
-    /// its schema up to date. Each entry goes to `log` as a line of JSON once it is durable.
+    /// Opens the database that `url` (`sqlite:PATH` or [`IN_MEMORY`]) names, makes it if there is none,
+    /// and brings its schema up to date. Each entry goes to `log` as a line of JSON once it is durable.
     ///
     /// # Errors
     /// When the URL is of another form, or the file can't be opened, written or read.
@@ -95,7 +98,8 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(TURN);
-        let lock = lock(options.get_filename())?;
+        let in_memory = url == IN_MEMORY;
+        let lock = if in_memory { None } else { Some(lock(options.get_filename())?) };
         // One writer: a transaction that reads first and then writes can't meet another's write.
         let write = SqlitePoolOptions::new()
             .min_connections(1)
@@ -106,11 +110,13 @@ impl Store {
             .connect_with(options.clone().create_if_missing(true))
             .await?;
         migrator().run(&write).await?;
-        let read = SqlitePoolOptions::new()
-            .max_connections(2)
-            .acquire_timeout(TURN)
-            .connect_with(options.read_only(true))
-            .await?;
+        let read = if in_memory {
+            // Another connection to it would meet the locks of a shared cache.
+            write.clone()
+        } else {
+            let readers = SqlitePoolOptions::new().max_connections(2).acquire_timeout(TURN);
+            readers.connect_with(options.read_only(true)).await?
+        };
         Ok(Self { write, read, metrics, log, checked: Arc::default(), _lock: Arc::new(lock) })
     }
 
@@ -335,15 +341,12 @@ impl Store {
 
 /// Keeps a second process off the file: each would settle what the other is still making. The lock
 /// goes with the process, however that ends.
-fn lock(file: &Path) -> Result<Option<File>, StoreError> {
-    if file == Path::new(":memory:") {
-        return Ok(None);
-    }
+fn lock(file: &Path) -> Result<File, StoreError> {
     let mut name = file.as_os_str().to_owned();
     name.push(".lock");
     let lock = File::create(name).map_err(sqlx::Error::Io)?;
     match lock.try_lock() {
-        Ok(()) => Ok(Some(lock)),
+        Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
         Err(TryLockError::Error(error)) => Err(sqlx::Error::Io(error).into()),
     }

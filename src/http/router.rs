@@ -44,19 +44,20 @@ pub fn api() -> OpenApiRouter<App> {
 /// The whole server as one service.
 pub fn router(app: App) -> Router {
     let (routes, document) = api().split_for_parts();
-    let guards = match app.authority {
-        Authority::None => middleware::from_fn(guard::loopback_only),
-    };
-    routes
+    let authority = app.authority;
+    let routes = routes
         .merge(docs(document))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(unknown_path)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(app.clone())
         .layer(CatchPanicLayer::custom(edge::panicked))
-        .layer(middleware::from_fn(guard::supported_headers))
-        .layer(guards)
-        .layer(middleware::from_fn_with_state(app, edge::edge))
+        .layer(middleware::from_fn(guard::supported_headers));
+    let guarded = match authority {
+        Authority::None => routes.layer(middleware::from_fn(guard::loopback_only)),
+        Authority::Sandbox => routes,
+    };
+    guarded.layer(middleware::from_fn_with_state(app, edge::edge))
 }
 
 /// The document and its browser, which loads nothing from anywhere else.

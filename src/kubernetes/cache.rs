@@ -2,10 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +18,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -86,7 +84,7 @@ pub struct Cache {
     revisions: Vec<Store<ObservedRevision>>,
     rollouts: Arc<Rollouts>,
     liveness: Arc<Liveness>,
-    unsynced: Arc<AtomicUsize>,
+    unsynced: Arc<watch::Sender<usize>>,
     scope: Scope,
 }
 
@@ -119,7 +117,7 @@ impl Cache {
         stop: &CancellationToken,
     ) -> Self {
         let watches = scope.watches();
-        let unsynced = Arc::new(AtomicUsize::new(2 * watches.len()));
+        let unsynced = Arc::new(watch::Sender::new(2 * watches.len()));
         let (mut daemonsets, mut revisions) = (Vec::new(), Vec::new());
         for namespace in watches {
             let (store, writer) = reflector::store();
@@ -143,7 +141,13 @@ impl Cache {
     /// Whether every watch has shown its first full list.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.unsynced.load(Ordering::Acquire) == 0
+        *self.unsynced.borrow() == 0
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self) {
+        // The sender is ours, so that there is no error.
+        let _ = self.unsynced.subscribe().wait_for(|unsynced| *unsynced == 0).await;
     }
 
     /// How far behind the truth the answers may be.
@@ -262,7 +266,7 @@ impl Observer<ObservedDaemonSet> for Follower {
 
 struct Watch<K> {
     api: Api<K>,
-    unsynced: Arc<AtomicUsize>,
+    unsynced: Arc<watch::Sender<usize>>,
     stop: CancellationToken,
 }
 
@@ -274,7 +278,7 @@ where
     fn new(
         client: &kube::Client,
         namespace: Option<&Namespace>,
-        unsynced: Arc<AtomicUsize>,
+        unsynced: Arc<watch::Sender<usize>>,
         stop: CancellationToken,
     ) -> Self {
         let api = match namespace {
@@ -296,7 +300,7 @@ where
                 Ok(event) => {
                     observer.observe(&event);
                     if matches!(event, Event::InitDone) && !std::mem::replace(&mut synced, true) {
-                        self.unsynced.fetch_sub(1, Ordering::AcqRel);
+                        self.unsynced.send_modify(|unsynced| *unsynced -= 1);
                     }
                 }
                 Err(error) => {

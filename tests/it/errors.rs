@@ -271,6 +271,7 @@ async fn a_request_id_is_taken_if_it_is_well_formed_and_replaced_if_not() {
 }
 
 #[tokio::test]
+#[ignore = "compares with the real kubectl"]
 async fn errors_as_text_are_the_line_that_kubectl_prints() {
     let space = Space::new(ControlPlane::shared()).await;
     space.agent(&["img:1"]).await;

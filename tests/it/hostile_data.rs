@@ -55,6 +55,7 @@ async fn not_restorable(space: &Space, api: &Api, revisions: &[Value], name: &st
 }
 
 #[tokio::test]
+#[ignore = "needs what only a real API server stores"]
 async fn foreign_data_is_listed_as_not_restorable_with_the_reason() {
     let space = Space::new(ControlPlane::shared()).await;
     let (uid, data) = agent(&space).await;
@@ -122,6 +123,7 @@ async fn foreign_data_is_listed_as_not_restorable_with_the_reason() {
 
 /// Data that is odd, but is a pod template: shown, and equal to what it says.
 #[tokio::test]
+#[ignore = "needs what only a real API server stores"]
 async fn a_template_is_compared_by_what_it_says_and_not_by_its_bytes() {
     let space = Space::new(ControlPlane::shared()).await;
     let mut object = daemonset("agent", "img:1");
@@ -172,6 +174,7 @@ fn without_nulls(mut template: Value) -> Value {
 /// The API server stores a ControllerRevision's `data` and the entries of `managedFields` as they were
 /// written. Whoever may write one in any namespace must not be able to end the watch of all.
 #[tokio::test]
+#[ignore = "needs what only a real API server stores"]
 async fn no_object_can_end_the_watch_of_all() {
     let control_plane = ControlPlane::private("hostile");
     let space = Space::new(&control_plane).await;

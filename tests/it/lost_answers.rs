@@ -71,6 +71,7 @@ fn unavailable(answer: &Answer, space: &Space) -> Value {
 }
 
 #[tokio::test]
+#[ignore = "runs the kubectl command that the answer names"]
 async fn a_busy_api_server_is_told_with_its_own_retry_after() {
     let (space, rollbackd, path) = agent().await;
     let busy = || Fault::Answer {
@@ -246,6 +247,8 @@ async fn while_the_api_server_is_gone_a_rollback_is_unsettled_and_then_settled()
     ] {
         let space = Space::new(ControlPlane::shared()).await;
         space.recorded(&["img:1", "img:2"]).await;
+        // A status that is written in between would make the patch a conflict, whose answer is lost as well.
+        space.rolled_out("agent").await;
         let rollbackd = rollbackd(ControlPlane::shared(), Duration::from_millis(300)).await;
         let (api, path) = (&rollbackd.api, format!("{}/rollback", space.path("agent")));
         gone_from_the_patch_on(&rollbackd, fault);
@@ -301,10 +304,12 @@ async fn a_right_that_rollbackd_lacks_is_not_the_callers_fault() {
 }
 
 #[tokio::test]
+#[ignore = "freezes and kills the API server"]
 async fn an_api_server_that_is_frozen_or_killed_in_the_middle_is_told_truly() {
     let control_plane = Arc::new(ControlPlane::private("lost-answers"));
     let space = Space::new(&control_plane).await;
     space.recorded(&["img:1", "img:2"]).await;
+    space.rolled_out("agent").await;
     let rollbackd = rollbackd(&control_plane, Duration::from_millis(500)).await;
     let (api, path) = (&rollbackd.api, format!("{}/rollback", space.path("agent")));
     let signal_before_patch = |signal: &'static str| {

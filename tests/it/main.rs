@@ -1,10 +1,11 @@
-//! Integration tests, on a real control plane (`tests/controlplane`), against the real kubectl.
+//! Integration tests: in the sandbox, or, with `ROLLBACKD_TEST_KUBERNETES=v1.37`, on a real control plane
+//! (`tests/controlplane`) against the real kubectl. A test that needs the real one is ignored otherwise,
+//! and says why.
 //!
 //! One control plane for the whole run, a namespace for each test, tests in parallel. A test that
 //! freezes or kills a part of the control plane gets one of its own.
 #![expect(clippy::unwrap_used, reason = "what is missing in a test fails it")]
 
-#[expect(dead_code, reason = "the faults of a watch have no test yet")]
 mod support;
 
 mod admission;
@@ -27,9 +28,12 @@ mod races;
 mod readme;
 mod reads;
 mod revision_text;
+mod sandbox;
 mod status;
+mod stopping;
 mod store_trouble;
 mod stream;
+mod stream_trouble;
 mod task_page;
 mod undo;
 mod undo_better;

@@ -220,6 +220,7 @@ async fn a_status_written_in_between_is_no_conflict_for_a_dry_run() {
 }
 
 #[tokio::test]
+#[ignore = "writes with a client of its own"]
 async fn a_daemonset_that_is_written_to_several_times_a_second_can_be_rolled_back() {
     let (space, rollbackd, path) = agent().await;
     let api: kube::Api<k8s_openapi::api::apps::v1::DaemonSet> =

@@ -1,14 +1,11 @@
-//! The README: its first command starts everything, and each of its `curl` lines prints what stands below it.
+//! The README: its commands start everything (in the sandbox, or on the real control plane), and each of its
+//! `curl` lines prints what stands below it.
 
-use std::{
-    net::TcpListener,
-    path::Path,
-    process::{Output, Stdio},
-};
+use std::{net::TcpListener, path::Path};
 
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::Command,
+use crate::support::{
+    controlplane::kubernetes,
+    program::{Running, free_port, shell},
 };
 
 /// A command of the README and the output that it promises, in which `…` stands for anything.
@@ -55,35 +52,23 @@ fn what_the_readme_promises_is_compared_to_the_end() {
 
 #[tokio::test]
 async fn the_readme_works_as_printed() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut everything = Command::new(root().join("tests/try"))
-        .args(["--listen", &format!("127.0.0.1:{port}")])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("bash runs tests/try");
-    let mut lines = BufReader::new(everything.stdout.take().unwrap()).lines();
-    loop {
-        let line = lines.next_line().await.unwrap().expect("tests/try ended before it was ready");
-        if line.contains("Ctrl-C ends it") {
-            break;
-        }
-    }
+    let port = free_port();
+    let (program, args): (_, &[&str]) = match kubernetes() {
+        Some(_) => (root().join("tests/try"), &[]),
+        None => (env!("CARGO_BIN_EXE_rollbackd").into(), &["sandbox", "--speed", "4"]),
+    };
+    let listen = ["--listen", &format!("127.0.0.1:{port}")];
+    let mut everything = Running::start(&program, &[args, &listen].concat());
+    everything.says("Ctrl-C ends it").await;
     let examples = examples();
-    assert!(examples.len() >= 7, "the README has lost its examples");
+    assert!(examples.len() >= 8, "the README has lost its examples");
     for Example { command, promised } in examples {
         let command = command.replace("127.0.0.1:8080", &format!("127.0.0.1:{port}"));
-        let Output { status, stdout, .. } =
-            Command::new("bash").args(["-c", &command]).output().await.expect("bash runs");
-        let printed = String::from_utf8(stdout).unwrap();
+        let printed = shell(&command).await;
         // A JSON answer ends without a newline, a block of the README with one.
         let printed = if printed.ends_with('\n') { printed } else { printed + "\n" };
-        assert!(status.success(), "{command}: {status}");
         assert!(keeps(&promised, &printed), "{command}\npromised:\n{promised}\nprinted:\n{printed}");
     }
-
-    let pid = everything.id().unwrap().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
-    everything.wait().await.expect("tests/try ends");
-    assert!(TcpListener::bind(("127.0.0.1", port)).is_ok(), "rollbackd outlived tests/try");
+    everything.stop();
+    assert!(TcpListener::bind(("127.0.0.1", port)).is_ok(), "rollbackd outlived it");
 }

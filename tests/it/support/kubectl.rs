@@ -1,18 +1,26 @@
-//! The real kubectl.
+//! The real kubectl, or, in the sandbox, somebody who understands its words that change something.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::{process::Command, time::Instant};
 
-use super::controlplane::ControlPlane;
+use super::{
+    controlplane::{ControlPlane, REAL_ONLY},
+    hand::{Done, Hand, NotHere},
+};
 
 /// kubectl as one user in one namespace.
 #[derive(Clone)]
 pub struct Kubectl {
-    binary: PathBuf,
-    kubeconfig: PathBuf,
     namespace: String,
+    by: By,
+}
+
+#[derive(Clone)]
+enum By {
+    Kubectl { binary: PathBuf, kubeconfig: PathBuf },
+    Hand(Hand),
 }
 
 /// What a run of kubectl printed.
@@ -25,28 +33,49 @@ pub struct Printed {
 
 impl Kubectl {
     pub fn new(control_plane: &ControlPlane, user: &str, namespace: &str) -> Self {
-        Self {
-            binary: control_plane.kubectl(),
-            kubeconfig: control_plane.kubeconfig(user),
-            namespace: namespace.to_owned(),
-        }
+        let by = match control_plane.sandbox() {
+            Some(sandbox) => By::Hand(Hand::new(sandbox, namespace)),
+            None => {
+                By::Kubectl { binary: control_plane.kubectl(), kubeconfig: control_plane.kubeconfig(user) }
+            }
+        };
+        Self { namespace: namespace.to_owned(), by }
     }
 
     /// A command that has not been run yet.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(["--namespace", &self.namespace]).args(args);
+        let By::Kubectl { binary, kubeconfig } = &self.by else { panic!("kubectl {args:?}: {REAL_ONLY}") };
+        let mut command = Command::new(binary);
+        command.arg("--kubeconfig").arg(kubeconfig).args(["--namespace", &self.namespace]).args(args);
         command.kill_on_drop(true);
         command
     }
 
     /// Runs kubectl to its end.
     pub async fn run(&self, args: &[&str]) -> Printed {
+        if let By::Hand(hand) = &self.by {
+            return by_hand(hand, args, &[]).await;
+        }
         let output = self.command(args).output().await.expect("kubectl runs");
         Printed {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8(output.stdout).expect("kubectl prints UTF-8"),
             stderr: String::from_utf8(output.stderr).expect("kubectl prints UTF-8"),
+        }
+    }
+
+    /// What the real kubectl prints; `None` in the sandbox, which has none.
+    pub async fn beside(&self, args: &[&str]) -> Option<Printed> {
+        match self.by {
+            By::Kubectl { .. } => Some(self.run(args).await),
+            By::Hand(_) => None,
+        }
+    }
+
+    /// The real kubectl, where there is one, must print exactly this.
+    pub async fn prints_too(&self, args: &[&str], ours: &str) {
+        if let Some(printed) = self.beside(args).await {
+            assert_eq!(printed, Printed { code: 0, stdout: ours.to_owned(), stderr: String::new() });
         }
     }
 
@@ -93,6 +122,9 @@ impl Kubectl {
     /// Runs kubectl with an input; it must succeed. Returns what it printed.
     pub async fn feed_bytes(&self, args: &[&str], input: &[u8]) -> String {
         use tokio::io::AsyncWriteExt;
+        if let By::Hand(hand) = &self.by {
+            return by_hand(hand, args, input).await.stdout;
+        }
         let mut command = self.command(args);
         command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
         let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("kubectl runs");
@@ -104,5 +136,19 @@ impl Kubectl {
         let start = String::from_utf8_lossy(&input[..input.len().min(2_000)]);
         assert!(output.status.success(), "kubectl {args:?}: {stderr}\n{start}");
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+async fn by_hand(hand: &Hand, args: &[&str], input: &[u8]) -> Printed {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let done = hand.run(args, input);
+        match done.unwrap_or_else(|NotHere| panic!("kubectl {args:?}: {REAL_ONLY}")) {
+            Done::Printed(stdout) => return Printed { code: 0, stdout, stderr: String::new() },
+            Done::NotYet(seen) => {
+                assert!(Instant::now() < deadline, "kubectl {args:?} waits; it sees {seen}")
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::Parser;
 use rollbackd::{
     config::{Cli, Command},
+    sandbox::Unsimulated,
     server::{Server, Timing},
 };
 use tokio::net::TcpListener;
@@ -20,13 +21,14 @@ pub struct Rollbackd {
     pub store: PathBuf,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<anyhow::Result<()>>,
+    unsimulated: Unsimulated,
     _folder: tempfile::TempDir,
 }
 
 /// How to start it.
 pub struct Setup<'a> {
     pub control_plane: &'a ControlPlane,
-    /// Flags beside `--auth none`, `--listen`, `--store` and `--drain-delay 0s`.
+    /// Flags beside `--auth none`, `--listen` and `--store`; `--drain-delay` is 0s unless given.
     pub flags: &'a [&'a str],
     pub timing: Timing,
     /// Whose account it has in the cluster.
@@ -70,12 +72,14 @@ impl Rollbackd {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let store = folder.path().join("rollbackd.db");
         let faults = setup.faults;
-        let client = setup.control_plane.faulty_client(setup.user, faults.clone()).await;
+        let (client, unsimulated) = setup.control_plane.faulty_client(setup.user, faults.clone()).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let url = format!("sqlite:{}", store.display());
-        let line = ["rollbackd", "serve", "--auth", "none", "--drain-delay", "0s", "--store", &url];
-        let line = line.into_iter().chain(setup.flags.iter().copied());
+        let line = ["rollbackd", "serve", "--auth", "none", "--store", &url];
+        let slow = setup.flags.contains(&"--drain-delay");
+        let line = line.into_iter().chain((!slow).then_some("--drain-delay=0s"));
+        let line = line.chain(setup.flags.iter().copied());
         let Command::Serve(args) = Cli::try_parse_from(line).expect("the flags are right").command else {
             panic!("not serve");
         };
@@ -83,7 +87,7 @@ impl Rollbackd {
         let server = Server::start(args, client, setup.timing, None).await.expect("rollbackd starts");
         let serving = tokio::spawn(server.run(listener, stop.clone()));
         let api = Api::new(address);
-        Self { address, api, faults, store, stop, serving, _folder: folder }
+        Self { address, api, faults, store, stop, serving, unsimulated, _folder: folder }
     }
 
     /// Waits until it is ready.
@@ -106,5 +110,8 @@ impl Rollbackd {
 impl Drop for Rollbackd {
     fn drop(&mut self) {
         self.stop.cancel();
+        if !std::thread::panicking() {
+            assert_eq!(self.unsimulated.requests(), Vec::<String>::new(), "the sandbox has no answer");
+        }
     }
 }

@@ -1,0 +1,67 @@
+//! A program as a user starts it.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+
+/// A running program. It is ended in order when dropped, with whatever it has started.
+pub struct Running {
+    child: Child,
+    lines: Lines<BufReader<tokio::process::ChildStdout>>,
+}
+
+impl Running {
+    /// Starts it; what it says on standard error is nobody's.
+    pub fn start(program: &Path, args: &[&str]) -> Self {
+        let started = Command::new(program).args(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut child = started.unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let stdout = tokio::process::ChildStdout::from_std(stdout).expect("it can be read");
+        Self { child, lines: BufReader::new(stdout).lines() }
+    }
+
+    /// Waits until it prints a line that holds a text; returns all lines up to there.
+    pub async fn says(&mut self, text: &str) -> Vec<String> {
+        let mut said = Vec::new();
+        while let Some(line) = self.lines.next_line().await.expect("it prints UTF-8") {
+            let found = line.contains(text);
+            said.push(line);
+            if found {
+                return said;
+            }
+        }
+        panic!("it ended before it said {text:?}: {said:#?}");
+    }
+
+    /// Asks it to end, and waits until it has ended; says whether it was content.
+    pub fn stop(&mut self) -> bool {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        self.child.wait().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.stop();
+        }
+    }
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("an address").port()
+}
+
+/// Runs a line in a shell, which must succeed; returns what it prints.
+pub async fn shell(line: &str) -> String {
+    let run = tokio::process::Command::new("bash").args(["-c", line]).output();
+    let Output { status, stdout, stderr } = run.await.expect("bash runs");
+    assert!(status.success(), "{line}: {status} {}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).expect("it prints UTF-8")
+}
