@@ -117,16 +117,28 @@ fn pace(name: &str) -> Pace {
 }
 
 fn roll_out(world: &mut World, id: &Id, tag: &str, cause: &str) {
-    let manager = if id.name == "ingress-proxy" { "argocd-controller" } else { "kubectl-set" };
-    let change = |object: &mut Value| {
+    let release = |object: &mut Value| {
         object["metadata"]["annotations"]["kubernetes.io/change-cause"] = json!(cause);
         let image = format!("registry.example/{}:{tag}", id.name);
         object["spec"]["template"]["spec"]["containers"][0]["image"] = json!(image);
     };
+    let mut wanted = manifest(id);
+    release(&mut wanted);
+    let manager = if id.name == "ingress-proxy" { "argocd-controller" } else { "kubectl-set" };
+    if manager == "argocd-controller" {
+        let applied = wanted.to_string();
+        wanted["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"] =
+            json!(applied);
+    }
+    let annotations = wanted["metadata"]["annotations"].clone();
+    let change = |object: &mut Value| {
+        for (key, value) in annotations.as_object().into_iter().flatten() {
+            object["metadata"]["annotations"][key] = value.clone();
+        }
+        release(object);
+    };
     if daemonset::edit(world, id, manager, change).is_none() {
-        let mut first = manifest(id);
-        change(&mut first);
-        daemonset::create(world, manager, first);
+        daemonset::create(world, manager, wanted);
     }
 }
 
@@ -167,11 +179,8 @@ fn manifest(id: &Id) -> Value {
     match name {
         "gpu-driver" => manifest["spec"]["updateStrategy"] = json!({"type": "OnDelete"}),
         "ingress-proxy" => {
-            let applied = manifest.to_string();
-            manifest["metadata"]["annotations"] = json!({
-                "argocd.argoproj.io/tracking-id": "ingress:apps/DaemonSet:platform/ingress-proxy",
-                "kubectl.kubernetes.io/last-applied-configuration": applied,
-            });
+            manifest["metadata"]["annotations"]["argocd.argoproj.io/tracking-id"] =
+                json!("ingress:apps/DaemonSet:platform/ingress-proxy");
         }
         _ => {}
     }

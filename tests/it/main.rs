@@ -11,6 +11,7 @@ mod support;
 mod admission;
 mod architecture;
 mod bodies;
+mod cluster;
 mod daemonsets;
 mod dry_run;
 mod errors;
