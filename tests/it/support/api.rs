@@ -54,6 +54,22 @@ impl Api {
         Self { http: reqwest::Client::new(), base: format!("http://{address}") }
     }
 
+    /// The same rollbackd, asked with a bearer token.
+    pub fn with_token(&self, token: &str) -> Self {
+        self.with_headers(&[("authorization", &format!("Bearer {token}"))])
+    }
+
+    /// The same rollbackd, asked with these headers.
+    pub fn with_headers(&self, headers: &[(&str, &str)]) -> Self {
+        let mut all = HeaderMap::new();
+        for (name, value) in headers {
+            let name: reqwest::header::HeaderName = name.parse().expect("a header");
+            all.append(name, value.parse().expect("a header's value"));
+        }
+        let http = reqwest::Client::builder().default_headers(all).build().expect("a client");
+        Self { http, base: self.base.clone() }
+    }
+
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base))
     }

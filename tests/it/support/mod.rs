@@ -1,11 +1,13 @@
 //! What every test stands on.
 
+pub mod account;
 pub mod api;
 pub mod controlplane;
 pub mod faults;
 pub mod following;
 pub mod history;
 pub mod kubectl;
+pub mod people;
 pub mod raw;
 pub mod rollbackd;
 pub mod space;

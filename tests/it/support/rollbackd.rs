@@ -4,13 +4,14 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use rollbackd::{
+    auth::Pace,
     config::{Cli, Command},
     server::{Server, Timing},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{api::Api, controlplane::ControlPlane, faults::Faults, wait::until};
+use super::{account, api::Api, controlplane::ControlPlane, faults::Faults, wait::until};
 
 /// A running rollbackd.
 pub struct Rollbackd {
@@ -26,11 +27,13 @@ pub struct Rollbackd {
 /// How to start it.
 pub struct Setup<'a> {
     pub control_plane: &'a ControlPlane,
-    /// Flags beside `--auth none`, `--listen`, `--store` and `--drain-delay 0s`.
+    /// Flags beside `--auth`, `--listen`, `--store` and `--drain-delay 0s`.
     pub flags: &'a [&'a str],
     pub timing: Timing,
     /// Whose account it has in the cluster.
     pub user: &'a str,
+    /// How it authenticates callers.
+    pub auth: &'a str,
     /// What goes wrong from its first request on.
     pub faults: Faults,
 }
@@ -41,9 +44,25 @@ impl<'a> Setup<'a> {
             control_plane,
             flags: &[],
             timing: Timing::default(),
-            user: "admin",
+            user: account::USER,
+            auth: "none",
             faults: Faults::default(),
         }
+    }
+}
+
+impl<'a> Setup<'a> {
+    /// With the cluster's authentication and RBAC, and reviews that are remembered only for moments.
+    pub fn guarded(control_plane: &'a ControlPlane) -> Self {
+        let mut timing = Timing::default();
+        timing.reviews = Pace {
+            yes: Duration::from_millis(200),
+            no: Duration::from_millis(100),
+            again: Duration::from_millis(400),
+            patience: Duration::from_secs(2),
+            ..timing.reviews
+        };
+        Self { auth: "kubernetes", timing, ..Self::new(control_plane) }
     }
 }
 
@@ -65,6 +84,11 @@ impl Rollbackd {
         started
     }
 
+    /// Starts it with the cluster's authentication and RBAC, and waits until it is ready.
+    pub async fn guarded() -> Self {
+        Self::start_with(Setup::guarded(ControlPlane::shared())).await
+    }
+
     /// Starts it without waiting.
     pub async fn launch(setup: Setup<'_>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -74,7 +98,7 @@ impl Rollbackd {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let url = format!("sqlite:{}", store.display());
-        let line = ["rollbackd", "serve", "--auth", "none", "--drain-delay", "0s", "--store", &url];
+        let line = ["rollbackd", "serve", "--auth", setup.auth, "--drain-delay", "0s", "--store", &url];
         let line = line.into_iter().chain(setup.flags.iter().copied());
         let Command::Serve(args) = Cli::try_parse_from(line).expect("the flags are right").command else {
             panic!("not serve");
