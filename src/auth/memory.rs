@@ -3,6 +3,7 @@
 
 use std::{
     hash::Hash,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -24,7 +25,9 @@ pub enum Age {
 /// Where an answer came from; for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
+    /// From the cluster, for this question.
     Asked,
+    /// From memory, or from an equal question at the same time.
     Remembered,
 }
 
@@ -110,7 +113,9 @@ where
         if refused.is_some_and(|refused| refused.is_younger_than(limit.min(self.lifetimes.no))) {
             return Ok((None, Source::Remembered));
         }
+        let asked = AtomicBool::new(false);
         let asking = async {
+            asked.store(true, Ordering::Relaxed);
             match review.await {
                 Ok(Some(value)) => Ok(Answer { value, asked_at }),
                 Ok(None) => Err(NotYes::No),
@@ -127,7 +132,8 @@ where
         if answer.is_none() {
             self.no.insert(key, Answer { value: (), asked_at }).await;
         }
-        Ok((answer, Source::Asked))
+        let joined = !asked.load(Ordering::Relaxed);
+        Ok((answer, if joined { Source::Remembered } else { Source::Asked }))
     }
 
     async fn remember(&self, key: K, answer: Option<V>, asked_at: Instant) {
@@ -146,7 +152,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 

@@ -12,6 +12,8 @@ use super::{sse::Events, wait::until};
 pub struct Api {
     http: reqwest::Client,
     base: String,
+    /// Sent with each request.
+    headers: HeaderMap,
 }
 
 /// What was answered.
@@ -51,7 +53,7 @@ impl Answer {
 
 impl Api {
     pub fn new(address: SocketAddr) -> Self {
-        Self { http: reqwest::Client::new(), base: format!("http://{address}") }
+        Self { http: reqwest::Client::new(), base: format!("http://{address}"), headers: HeaderMap::new() }
     }
 
     /// The same rollbackd, asked with a bearer token.
@@ -66,12 +68,15 @@ impl Api {
             let name: reqwest::header::HeaderName = name.parse().expect("a header");
             all.append(name, value.parse().expect("a header's value"));
         }
-        let http = reqwest::Client::builder().default_headers(all).build().expect("a client");
-        Self { http, base: self.base.clone() }
+        Self { headers: all, ..self.clone() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base))
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        request
     }
 
     pub async fn send(&self, request: RequestBuilder) -> Answer {

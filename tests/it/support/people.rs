@@ -101,7 +101,7 @@ impl Space {
                 "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": self.namespace}],
             },
         ]});
-        self.kubectl.create(&objects).await;
+        self.kubectl.apply(&objects).await;
     }
 
     /// A token of a ServiceAccount for an audience.
