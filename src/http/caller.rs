@@ -20,6 +20,9 @@ pub const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-us
 /// As a member of which groups.
 pub const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
 
+/// Each of them is asked about.
+const MOST_GROUPS: usize = 64;
+
 /// Finds out who sent a request.
 ///
 /// # Errors
@@ -45,6 +48,10 @@ fn token(headers: &HeaderMap) -> Result<Option<Token>, Problem> {
 fn claim(headers: &HeaderMap) -> Result<Option<Claim>, Problem> {
     let user = texts(headers, &IMPERSONATE_USER)?;
     let groups = texts(headers, &IMPERSONATE_GROUP)?;
+    if groups.len() > MOST_GROUPS {
+        let detail = format!("expected at most {MOST_GROUPS} groups");
+        return Err(Problem::header(Kind::InvalidRequest, IMPERSONATE_GROUP.as_str(), detail));
+    }
     match <[String; 1]>::try_from(user) {
         Ok([user]) => Ok(Some(Claim::new(user, groups))),
         Err(user) if user.is_empty() && groups.is_empty() => Ok(None),
@@ -149,5 +156,10 @@ mod tests {
         let two = [(IMPERSONATE_USER, "alice"), (IMPERSONATE_USER, "bob")];
         assert_eq!(claim(&two), Err(Kind::InvalidRequest));
         assert_eq!(claim(&[(IMPERSONATE_USER, " ")]), Err(Kind::InvalidRequest));
+        let mut many = vec![(IMPERSONATE_GROUP, "a"); MOST_GROUPS];
+        many.push((IMPERSONATE_USER, "alice"));
+        assert_eq!(claim(&many), Ok(true));
+        many.push((IMPERSONATE_GROUP, "a"));
+        assert_eq!(claim(&many), Err(Kind::InvalidRequest));
     }
 }

@@ -316,3 +316,40 @@ async fn what_can_not_be_asked_is_never_allowed() {
     assert_eq!(rollbackd.faults.patches(), 0);
     api.get(&space.path("agent")).await.expect(200);
 }
+
+#[tokio::test]
+async fn strangers_wait_for_each_other_and_nobody_waits_for_them() {
+    let space = space().await;
+    let token = space.person("admin", &[Right::View, Right::RollBack]).await;
+    let mut setup = Setup::guarded(ControlPlane::shared());
+    setup.timing.reviews.yes = Duration::from_secs(30);
+    setup.timing.reviews.turn = Duration::from_millis(300);
+    let rollbackd = Rollbackd::start_with(setup).await;
+    let known = rollbackd.api.with_token(&token);
+    known.get(&space.path("agent")).await.expect(200);
+
+    // The reviews of sixteen made-up tokens hang.
+    let of_a_token =
+        |request: &http::Request<kube::client::Body>| request.uri().path().ends_with("tokenreviews");
+    rollbackd.faults.inject(16, Fault::Silence, of_a_token);
+    let path = space.path("agent");
+    let strangers = (0..17).map(|number| rollbackd.api.with_token(&format!("made-up-{number}")));
+    let asking: Vec<_> = strangers
+        .map(|stranger| {
+            let path = path.clone();
+            tokio::spawn(async move { stranger.get(&path).await })
+        })
+        .collect();
+    let turned_away = async {
+        let (first, _, rest) = futures_util::future::select_all(asking).await;
+        (first.unwrap(), rest)
+    };
+    let (turned_away, rest) = turned_away.await;
+    turned_away.problem(503, "cluster-unavailable");
+    assert_eq!(turned_away.header("retry-after"), "1");
+
+    // Whose token has been good is heard all the same, also for a review of it that is fresh.
+    known.get(&path).await.expect(200);
+    known.post(&rollback(&space), &json!({"toRevision": 1, "dryRun": true})).await.expect(200);
+    rest.iter().for_each(tokio::task::JoinHandle::abort);
+}
