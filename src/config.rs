@@ -1,10 +1,16 @@
 //! Flags and their environment variables.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use http::{HeaderValue, Uri};
+use ipnet::IpNet;
 
-use crate::{audit::IN_MEMORY, auth::Authority, domain::key::Namespace};
+use crate::{audit::IN_MEMORY, domain::key::Namespace};
 
 /// `--stall-after` of the sandbox: its stuck rollout is called stalled before one loses patience.
 const SANDBOX_STALL: Duration = Duration::from_secs(30);
@@ -19,6 +25,7 @@ pub struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, once")]
 pub enum Command {
     /// Serve the API for one cluster
     Serve(ServeArgs),
@@ -31,9 +38,18 @@ pub enum Command {
 /// Flags of `rollbackd serve`.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Address to listen on; with --auth none only a loopback address
-    #[arg(long, env = "ROLLBACKD_LISTEN", default_value = "127.0.0.1:8080")]
-    pub listen: SocketAddr,
+    /// Address to listen on; with --auth none only a loopback address [default: 0.0.0.0:8080, with --auth none
+    /// 127.0.0.1:8080]
+    #[arg(long, env = "ROLLBACKD_LISTEN")]
+    pub listen: Option<SocketAddr>,
+
+    /// Serve HTTPS with the certificate chain in this PEM file, which is read again when it changes
+    #[arg(long, env = "ROLLBACKD_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, a PEM file
+    #[arg(long, env = "ROLLBACKD_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
 
     /// Kubeconfig file; by default the in-cluster account, else the usual kubeconfig chain
     #[arg(long, env = "ROLLBACKD_KUBECONFIG", value_name = "FILE")]
@@ -50,8 +66,40 @@ pub struct ServeArgs {
     pub store: String,
 
     /// How callers are authenticated
-    #[arg(long, env = "ROLLBACKD_AUTH")]
+    #[arg(long, env = "ROLLBACKD_AUTH", default_value = "kubernetes")]
     pub auth: AuthMode,
+
+    /// The audience that bearer tokens must have been made for
+    #[arg(long, env = "ROLLBACKD_AUDIENCE", value_name = "NAME", default_value = "rollbackd", value_parser = audience)]
+    pub audience: String,
+
+    /// Also take tokens made for the API server, which could be replayed against it by whoever gets hold of them
+    #[arg(long, env = "ROLLBACKD_ACCEPT_API_SERVER_AUDIENCE")]
+    pub accept_api_server_audience: bool,
+
+    /// What can be read without a token, beside the probes; repeatable
+    #[arg(long, env = "ROLLBACKD_ANONYMOUS", value_name = "WHAT", value_delimiter = ',')]
+    pub anonymous: Vec<Anonymous>,
+
+    /// Origin, such as https://portal.example, whose web pages may send requests; repeatable
+    #[arg(
+        long = "cors-origin",
+        env = "ROLLBACKD_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        value_parser = origin
+    )]
+    pub cors_origins: Vec<HeaderValue>,
+
+    /// Address or CIDR of a proxy whose X-Forwarded-For is believed; repeatable
+    #[arg(
+        long = "trusted-proxy",
+        env = "ROLLBACKD_TRUSTED_PROXY",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        value_parser = proxy
+    )]
+    pub trusted_proxies: Vec<IpNet>,
 
     /// Serve only this namespace; repeatable [default: all]
     #[arg(
@@ -103,6 +151,8 @@ pub struct SandboxArgs {
 /// How callers are authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthMode {
+    /// By the cluster: bearer tokens by TokenReview, what their owners may do by its RBAC
+    Kubernetes,
     /// Not at all: whoever reaches the loopback address acts with rollbackd's own credentials
     None,
     /// Not at all: the cluster is simulated
@@ -110,24 +160,22 @@ pub enum AuthMode {
     Sandbox,
 }
 
-impl From<AuthMode> for Authority {
-    fn from(mode: AuthMode) -> Self {
-        match mode {
-            AuthMode::None => Self::None,
-            AuthMode::Sandbox => Self::Sandbox,
-        }
-    }
-}
-
 impl SandboxArgs {
     /// What the service over the simulated cluster is told.
     #[must_use]
     pub fn service(&self) -> ServeArgs {
         ServeArgs {
-            listen: self.listen,
+            listen: Some(self.listen),
+            tls_cert: None,
+            tls_key: None,
             kubeconfig: None,
             store: self.store.clone().unwrap_or_else(|| IN_MEMORY.to_owned()),
             auth: AuthMode::Sandbox,
+            audience: String::new(),
+            accept_api_server_audience: false,
+            anonymous: Vec::new(),
+            cors_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
             namespaces: Vec::new(),
             cluster_name: Some("sandbox".to_owned()),
             stall_after: SANDBOX_STALL,
@@ -137,18 +185,39 @@ impl SandboxArgs {
     }
 }
 
+/// What can be read without a token if so configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Anonymous {
+    /// /openapi.json and /docs
+    Docs,
+    /// /metrics
+    Metrics,
+}
+
 impl ServeArgs {
+    /// Where to listen.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listen.unwrap_or_else(|| match self.auth {
+            AuthMode::Kubernetes => SocketAddr::from(([0, 0, 0, 0], 8080)),
+            AuthMode::None | AuthMode::Sandbox => SocketAddr::from(([127, 0, 0, 1], 8080)),
+        })
+    }
+
     /// Checks what holds between flags.
     ///
     /// # Errors
     /// One line that names the flag.
     pub fn check(&self) -> Result<(), String> {
+        let address = self.address();
         match self.auth {
-            AuthMode::None if !self.listen.ip().is_loopback() => Err(format!(
-                "--listen {}: with --auth none only a loopback address such as 127.0.0.1:8080 can be used, as everybody who reaches it acts with rollbackd's own credentials",
-                self.listen
+            AuthMode::None if !address.ip().is_loopback() => Err(format!(
+                "--listen {address}: with --auth none only a loopback address such as 127.0.0.1:8080 can be used, as everybody who reaches it acts with rollbackd's own credentials",
             )),
-            AuthMode::None | AuthMode::Sandbox => Ok(()),
+            AuthMode::None if !self.cors_origins.is_empty() => {
+                Err("--cors-origin: with --auth none no page of another origin can be let in".into())
+            }
+            AuthMode::None | AuthMode::Kubernetes | AuthMode::Sandbox => Ok(()),
         }
     }
 }
@@ -179,6 +248,38 @@ fn cluster_name(text: &str) -> Result<String, String> {
     } else {
         Err("expected 1 to 253 bytes of printable text".into())
     }
+}
+
+fn audience(text: &str) -> Result<String, String> {
+    let printable = text.chars().all(|c| c.is_ascii_graphic());
+    if (1..=253).contains(&text.len()) && printable {
+        Ok(text.to_owned())
+    } else {
+        Err("expected 1 to 253 printable ASCII characters".into())
+    }
+}
+
+/// An origin as browsers write it (RFC 6454, 6.2): scheme, host, and a port that is not the scheme's own.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let exact = || {
+        let uri: Uri = text.parse().ok()?;
+        let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+        let usual = match scheme {
+            "https" => 443,
+            "http" => 80,
+            _ => return None,
+        };
+        let whole = format!("{scheme}://{authority}") == text && text == text.to_ascii_lowercase();
+        let in_host = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+        let written = authority.port_u16() != Some(usual) && authority.as_str().chars().all(in_host);
+        (whole && written).then(|| HeaderValue::from_str(text).ok()).flatten()
+    };
+    exact().ok_or_else(|| "expected an exact origin such as https://portal.example".into())
+}
+
+fn proxy(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    address.or_else(|_| text.parse()).map_err(|_| "expected an address or a CIDR such as 10.0.0.0/8".into())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -218,7 +319,22 @@ mod tests {
             ("--cluster-name", "a\u{1b}[0m"),
             ("--stall-after", "0s"),
             ("--drain-delay", "soon"),
-            ("--auth", "kubernetes"),
+            ("--auth", "oidc"),
+            ("--audience", ""),
+            ("--audience", "a b"),
+            ("--cors-origin", "*"),
+            ("--cors-origin", "https://*.example"),
+            ("--cors-origin", "https://portal.example/"),
+            ("--cors-origin", "https://portal.example:443"),
+            ("--cors-origin", "https://Portal.example"),
+            ("--cors-origin", "portal.example"),
+            ("--cors-origin", "null"),
+            ("--cors-origin", "https://portal.example"),
+            ("--trusted-proxy", "10.0.0.0/33"),
+            ("--trusted-proxy", "proxy.example"),
+            ("--tls-cert", "tls.crt"),
+            ("--tls-key", "tls.key"),
+            ("--anonymous", "audit"),
         ] {
             let error = serve(&[flag, value]).unwrap_err();
             assert!(error.contains(flag), "{flag} {value}: {error}");
@@ -234,6 +350,25 @@ mod tests {
             let error = parsed.unwrap_err().to_string();
             assert!(error.contains(flag), "{flag} {value}: {error}");
         }
+    }
+
+    #[test]
+    fn authentication_is_the_default_and_listens_everywhere() {
+        let line = [
+            "rollbackd",
+            "serve",
+            "--cors-origin",
+            "https://portal.example,http://localhost:3000",
+            "--trusted-proxy",
+            "10.0.0.0/8",
+            "--trusted-proxy",
+            "::1",
+        ];
+        let Command::Serve(args) = Cli::try_parse_from(line).unwrap().command else { unreachable!() };
+        args.check().unwrap();
+        assert_eq!((args.auth, args.address().to_string().as_str()), (AuthMode::Kubernetes, "0.0.0.0:8080"));
+        assert_eq!((args.cors_origins.len(), args.trusted_proxies.len()), (2, 2));
+        assert_eq!(serve(&[]).unwrap().address().to_string(), "127.0.0.1:8080");
     }
 
     #[test]

@@ -11,14 +11,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::Store,
-    config::{SandboxArgs, ServeArgs},
-    http::{self, App, Limits},
+    auth::{Audiences, Authority, Pace, Reviews},
+    config::{Anonymous, AuthMode, SandboxArgs, ServeArgs},
+    http::{
+        self, App, Limits, Open,
+        tls::{Acceptor, Certificate, Files},
+    },
     kubernetes::{
-        Cache, Live, Rollouts, Scope, connect,
+        Cache, Live, Reviewer, Rollouts, Scope, connect,
         liveness::{Health, Liveness, ProbePace},
     },
-    rollbacks::{Parts, Patience, Rollbacks},
-    sandbox::{STORY, Sandbox, Unsimulated},
+    rollbacks::{Parts, Patience, Quota, Rollbacks},
+    sandbox::{self, Sandbox, Unsimulated},
     telemetry::{AuditLog, Metrics},
 };
 
@@ -39,7 +43,11 @@ pub struct Timing {
     pub api: Duration,
     /// Between two probes of the API server.
     pub probe: Duration,
+    /// Between two looks at the files of the certificate.
+    pub certificate: Duration,
+    pub reviews: Pace,
     pub patience: Patience,
+    pub quota: Quota,
     pub limits: Limits,
 }
 
@@ -48,7 +56,10 @@ impl Default for Timing {
         Self {
             api: Duration::from_secs(10),
             probe: Duration::from_secs(5),
+            certificate: Duration::from_secs(10),
+            reviews: Pace::default(),
             patience: Patience::default(),
+            quota: Quota::default(),
             limits: Limits::default(),
         }
     }
@@ -60,8 +71,8 @@ impl Default for Timing {
 /// What kept it from starting.
 pub async fn serve(args: ServeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let client = connect::client(args.kubeconfig.as_deref()).await.context("--kubeconfig")?;
-    let listener =
-        TcpListener::bind(args.listen).await.with_context(|| format!("--listen {}", args.listen))?;
+    let address = args.address();
+    let listener = TcpListener::bind(address).await.with_context(|| format!("--listen {address}"))?;
     let log = AuditLog::start();
     let server = Server::start(args, client, Timing::default(), Some(log.clone())).await?;
     let ran = server.run(listener, stop).await;
@@ -82,30 +93,10 @@ pub async fn serve_sandbox(args: SandboxArgs, stop: CancellationToken) -> anyhow
     let time = tokio::spawn(sandbox.run());
     let server = Server::start(args.service(), client, Timing::default(), None).await?;
     server.app.cache.ready().await;
-    print!("{}", welcome(address, std::io::stdout().is_terminal()));
+    print!("{}", sandbox::welcome(address, std::io::stdout().is_terminal()));
     let ran = server.run(listener, stop).await;
     time.abort();
     ran
-}
-
-/// What is in the sandbox, and what to try.
-fn welcome(address: SocketAddr, colour: bool) -> String {
-    let (bold, plain) = if colour { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
-    let story: String = STORY.iter().map(|(name, what)| format!("  {name:<27}{what}\n")).collect();
-    let api = match address.ip().is_unspecified() {
-        true => format!("http://127.0.0.1:{}", address.port()),
-        false => format!("http://{address}"),
-    };
-    let log_agent = format!("{api}/daemonsets/monitoring/log-agent");
-    format!(
-        "{bold}rollbackd sandbox: a simulated cluster, in memory{plain}\n\n{story}\n\
-         {bold}Try, in another terminal:{plain}\n\n  \
-         curl -H 'Accept: text/plain' {log_agent}/revisions\n  \
-         curl -H 'Content-Type: application/json' -d '{{\"reason\": \"2.5.0 can not be pulled\"}}' {log_agent}/rollback\n  \
-         curl -N -H 'Accept: text/event-stream' {log_agent}/status\n  \
-         curl {api}/audit\n\n\
-         The API's document: {api}/docs/    Ctrl-C ends it.\n"
-    )
 }
 
 /// All rooms, ready to serve.
@@ -116,13 +107,15 @@ pub struct Server {
     draining: CancellationToken,
     stop: CancellationToken,
     drain_delay: Duration,
+    certificate: Option<Certificate>,
+    certificate_period: Duration,
 }
 
 impl Server {
     /// Opens the store, starts the watches and takes up what was left open.
     ///
     /// # Errors
-    /// When the store can't be opened or read.
+    /// When the store can't be opened or read, or the certificate can't be used.
     pub async fn start(
         args: ServeArgs,
         client: kube::Client,
@@ -131,15 +124,26 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let ServeArgs {
             listen: _,
+            tls_cert,
+            tls_key,
             kubeconfig: _,
             store,
             auth,
+            audience,
+            accept_api_server_audience,
+            anonymous,
+            cors_origins,
+            trusted_proxies,
             namespaces,
             cluster_name,
             stall_after,
             require_reason,
             drain_delay,
         } = args;
+        let certificate = match tls_cert.zip(tls_key) {
+            Some((cert, key)) => Some(Certificate::load(Files { cert, key }).await?),
+            None => None,
+        };
         let metrics = Metrics::new();
         let (tasks, stop, draining) =
             (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
@@ -155,14 +159,28 @@ impl Server {
         let pace = ProbePace { period: timing.probe, stale_after: timing.limits.stale_after };
         let probing = health.clone().keep(live.clone(), cache.clone(), metrics.clone(), pace);
         tasks.spawn(stop.clone().run_until_cancelled_owned(probing));
-        let authority = auth.into();
+        let authority = match auth {
+            AuthMode::None => Authority::None,
+            AuthMode::Sandbox => Authority::Sandbox,
+            AuthMode::Kubernetes => {
+                let audiences = Audiences { own: audience, api_server: accept_api_server_audience };
+                let reviewer = Reviewer::new(&live);
+                Authority::Kubernetes(Arc::new(Reviews::new(
+                    reviewer,
+                    audiences,
+                    timing.reviews,
+                    metrics.clone(),
+                )))
+            }
+        };
         let rollbacks = Rollbacks::new(Parts {
             live: live.clone(),
             cache: cache.clone(),
             store: store.clone(),
-            authority,
+            authority: authority.clone(),
             cluster: cluster_name.clone(),
             patience: timing.patience,
+            quota: timing.quota,
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -178,11 +196,15 @@ impl Server {
             metrics,
             cluster_name,
             require_reason,
+            open: anonymous.into_iter().map(open).collect(),
+            trusted_proxies,
+            cors_origins,
             limits: timing.limits,
             draining: draining.clone(),
             stop: stop.clone(),
         });
-        Ok(Self { app, store, tasks, draining, stop, drain_delay })
+        let certificate_period = timing.certificate;
+        Ok(Self { app, store, tasks, draining, stop, drain_delay, certificate, certificate_period })
     }
 
     /// Serves until `stop` is cancelled, then drains: readiness fails at once, connections are
@@ -191,7 +213,12 @@ impl Server {
     ///
     /// # Errors
     /// When the listener fails.
-    pub async fn run(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+    pub async fn run(mut self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+        let acceptor = Acceptor::new(self.certificate.as_ref());
+        if let Some(certificate) = self.certificate.take() {
+            let keeping = certificate.keep_current(self.certificate_period);
+            self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(keeping));
+        }
         let address = listener.local_addr()?;
         let handle: Handle<SocketAddr> = Handle::new();
         let requests = TaskTracker::new();
@@ -205,7 +232,8 @@ impl Server {
         ));
         let service: IntoMakeServiceWithConnectInfo<_, SocketAddr> =
             service.into_make_service_with_connect_info();
-        let mut server = axum_server::Server::from_listener(listener).handle(handle.clone()).http1_only();
+        let server = axum_server::Server::from_listener(listener).acceptor(acceptor);
+        let mut server = server.handle(handle.clone()).http1_only();
         server
             .http_builder()
             .http1()
@@ -240,5 +268,12 @@ impl Server {
         self.store.close().await;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+fn open(anonymous: Anonymous) -> Open {
+    match anonymous {
+        Anonymous::Docs => Open::Docs,
+        Anonymous::Metrics => Open::Metrics,
     }
 }

@@ -116,6 +116,7 @@ pub struct Metrics {
     store_errors: Counter,
     store_write: Histogram,
     entries: Family<Action, Counter>,
+    reviews: Family<Review, Counter>,
     listeners: Gauge<i64, AtomicI64>,
     requests: Family<Request, Counter>,
     request_duration: Family<Route, Histogram>,
@@ -134,6 +135,13 @@ struct Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Action {
     action: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Review {
+    kind: &'static str,
+    result: &'static str,
+    cached: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -168,6 +176,7 @@ impl Metrics {
             store_errors: Counter::default(),
             store_write: milliseconds(),
             entries: Family::default(),
+            reviews: Family::default(),
             listeners: Gauge::default(),
             requests: Family::default(),
             request_duration: Family::new_with_constructor(milliseconds),
@@ -205,6 +214,11 @@ impl Metrics {
             "audit_entries",
             "Entries written to the audit, by action",
             metrics.entries.clone(),
+        );
+        registry.register(
+            "reviews",
+            "Answers to whose token it is and what its owner may do",
+            metrics.reviews.clone(),
         );
         registry.register("sse_listeners", "Open server-sent event streams", metrics.listeners.clone());
         registry.register(
@@ -261,6 +275,12 @@ impl Metrics {
     /// An entry was written to the audit.
     pub fn audit_entry(&self, action: &'static str) {
         self.entries.get_or_create(&Action { action }).inc();
+    }
+
+    /// It was answered whose token it is (`token`) or what somebody may do (`access`), from memory or not.
+    pub fn review(&self, kind: &'static str, result: &'static str, cached: bool) {
+        let cached = if cached { "true" } else { "false" };
+        self.reviews.get_or_create(&Review { kind, result, cached }).inc();
     }
 
     /// Counts a server-sent event stream as open until the returned guard is dropped.

@@ -37,7 +37,7 @@ pub struct Entry {
     pub reason: Option<String>,
     /// Id of the request that asked for it.
     pub request_id: String,
-    /// Address of the TCP peer.
+    /// Address that it came from: of the TCP peer, or, behind a `--trusted-proxy`, as the proxy says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// `--cluster-name`.
@@ -62,6 +62,10 @@ pub struct Entry {
     /// The number that the restored revision got.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_revision: Option<RevisionNumber>,
+    /// How many requests this entry sums up, where there were too many to tell of each. What else it
+    /// says is true of the last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
     /// Seconds since the rollback was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
@@ -87,6 +91,9 @@ pub enum Action {
     /// by the API server.
     #[serde(rename = "rollback.refused")]
     Refused,
+    /// Whoever asked for it may not.
+    #[serde(rename = "rollback.denied")]
+    Denied,
     /// The patch was not carried out.
     #[serde(rename = "rollback.failed")]
     Failed,
@@ -121,6 +128,8 @@ pub enum Outcome {
     Failure,
     /// The request made no sense, or the API server refused it.
     Refused,
+    /// RBAC does not allow it.
+    Denied,
 }
 
 impl Action {
@@ -133,6 +142,7 @@ impl Action {
             Self::Applied => "rollback.applied",
             Self::Skipped => "rollback.skipped",
             Self::Refused => "rollback.refused",
+            Self::Denied => "rollback.denied",
             Self::Failed => "rollback.failed",
             Self::DryRun => "rollback.dryRun",
             Self::Completed => "rollout.completed",
@@ -153,6 +163,7 @@ impl Outcome {
             Self::Success => "success",
             Self::Failure => "failure",
             Self::Refused => "refused",
+            Self::Denied => "denied",
         }
     }
 }
@@ -189,6 +200,7 @@ impl Entry {
             from: None,
             to: None,
             new_revision: None,
+            count: None,
             duration_seconds: None,
         }
     }

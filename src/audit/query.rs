@@ -25,6 +25,8 @@ pub struct EntryFilter {
     pub since: Option<Timestamp>,
     /// Before.
     pub until: Option<Timestamp>,
+    /// Only of these namespaces.
+    pub within: Option<Vec<Namespace>>,
 }
 
 /// In which order, from where.

@@ -3,6 +3,7 @@
 
 use std::{
     borrow::Cow,
+    collections::HashSet,
     fs::{File, TryLockError},
     path::Path,
     str::FromStr,
@@ -20,7 +21,10 @@ use uuid::Uuid;
 
 use super::{Entry, EntryFilter, Order, RollbackFilter, Sequence, time_text};
 use crate::{
-    domain::rollback::{Rollback, RollbackState},
+    domain::{
+        key::Namespace,
+        rollback::{Rollback, RollbackState},
+    },
     telemetry::{AuditLog, Metrics},
 };
 
@@ -287,6 +291,14 @@ impl Store {
         equal("outcome = ", filter.outcome.map(|outcome| outcome.as_str().to_owned()));
         equal("time >= ", filter.since.map(time_text));
         equal("time < ", filter.until.map(time_text));
+        if let Some(namespaces) = &filter.within {
+            query.push(" AND namespace IN (");
+            let mut list = query.separated(", ");
+            for namespace in namespaces {
+                list.push_bind(namespace.to_string());
+            }
+            query.push(")");
+        }
         match order {
             Order::NewestFirst { before } => {
                 if let Some(before) = before {
@@ -301,6 +313,16 @@ impl Store {
         query.push(" LIMIT ").push_bind(i64::from(limit));
         let rows: Vec<(Sequence, String)> = query.build_query_as().fetch_all(&self.read).await?;
         rows.into_iter().map(|(sequence, entry)| Ok((sequence, serde_json::from_str(&entry)?))).collect()
+    }
+
+    /// The namespaces that have entries.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn namespaces(&self) -> Result<HashSet<Namespace>, StoreError> {
+        let names: Vec<String> =
+            sqlx::query_scalar("SELECT DISTINCT namespace FROM audit").fetch_all(&self.read).await?;
+        Ok(names.iter().filter_map(|name| Namespace::parse(name).ok()).collect())
     }
 
     /// Closes the database; what is being written is finished first.

@@ -48,11 +48,18 @@ pub(crate) fn revision(number: i64, image: &str) -> Revision {
     Revision {
         number: RevisionNumber(number),
         controller_revision: format!("web-{number}"),
+        uid: format!("r-{number}"),
         owner: Some("u1".into()),
+        owner_name: Some("web".into()),
         hash: None,
         change_cause: None,
         created_at: None,
         rollback: None,
         template: Ok(template(image)),
     }
+}
+
+/// The revision of `u1` whose ControllerRevision has this uid.
+pub(crate) fn revision_of(uid: &str, image: &str) -> Revision {
+    Revision { uid: uid.into(), ..revision(1, image) }
 }

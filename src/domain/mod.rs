@@ -3,6 +3,7 @@
 //! Functions from objects to values: no I/O, no clock, no async, no logging. Everything that
 //! needs one of those lives in the rooms around this one and hands its findings in.
 
+pub mod access;
 pub mod actor;
 pub mod daemonset;
 pub mod describe;

@@ -31,8 +31,13 @@ pub struct Revision {
     pub number: RevisionNumber,
     /// Name of the ControllerRevision, which stays when the number changes.
     pub controller_revision: String,
+    /// Uid of the ControllerRevision, whose data never changes: one made again under the same name has
+    /// another.
+    pub uid: String,
     /// Uid of the object that controls it; `None` for an orphan.
     pub owner: Option<String>,
+    /// Name of that object.
+    pub owner_name: Option<String>,
     /// Value of the label `controller-revision-hash`, which the pods of this revision carry too.
     pub hash: Option<String>,
     /// Value of `kubernetes.io/change-cause`, copied from the DaemonSet when the revision was new.

@@ -1,5 +1,5 @@
-//! What every request passes through, outermost: it gets an id and a caller, its answer is logged and
-//! counted, and a [`Problem`] is written in the form that the caller accepts.
+//! What every request passes through, outermost: it gets an id, its answer is logged and counted, and a
+//! [`Problem`] is written in the form that the caller accepts.
 
 use std::{any::Any, time::Instant};
 
@@ -46,7 +46,6 @@ pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> R
         status: None,
     };
     request.extensions_mut().insert(Id(id.clone()));
-    request.extensions_mut().insert(app.authority.identify());
 
     let mut response = next.run(request).instrument(span).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {

@@ -12,10 +12,19 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
 use super::{
-    App, MAX_BODY,
+    App, MAX_BODY, caller,
     problem::{Kind, Problem},
 };
-use crate::domain::key::{Key, Name, Namespace};
+use crate::{
+    auth::{Age, Arrival, Caller},
+    domain::key::{Key, Name, Namespace},
+};
+
+/// Whoever sent the request, admitted.
+pub struct From(pub Caller);
+
+/// Whoever sent the request; whether they may act for whom they say is for the handler to ask.
+pub struct At(pub Arrival);
 
 /// `{namespace}` of the path, which is served here.
 pub struct InNamespace(pub Namespace);
@@ -38,6 +47,23 @@ impl PathParams {
     pub fn get(&self, name: &str) -> &str {
         let found = self.0.iter().find(|(key, _)| *key == name);
         found.map(|(_, value)| value).unwrap_or_default()
+    }
+}
+
+impl FromRequestParts<App> for From {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let arrival = caller::arrival(&parts.headers, app, Age::Remembered).await?;
+        Ok(Self(app.authority.admit(arrival, Age::Remembered).await?))
+    }
+}
+
+impl FromRequestParts<App> for At {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        caller::arrival(&parts.headers, app, Age::Fresh).await.map(Self)
     }
 }
 

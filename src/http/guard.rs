@@ -6,36 +6,65 @@
 //! rebinding), a foreign page is refused, and a POST must have a content type that a page can't
 //! send without asking first ([`super::extract::Json`]).
 
-use axum::{extract::Request, middleware::Next, response::Response};
-use http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::{HeaderMap, HeaderValue, Uri, header, uri};
 
-use super::problem::{Kind, Problem};
+use super::{
+    App,
+    caller::{IMPERSONATE_GROUP, IMPERSONATE_USER},
+    extract::From,
+    problem::{Kind, Problem},
+};
+use crate::auth::Authority;
 
 /// Headers of the design that are not built yet, and what each would do: refused, never ignored.
-const NOT_BUILT: [(&str, &str); 6] = [
+const NOT_BUILT: [(&str, &str); 3] = [
     ("idempotency-key", "retries are not recognised yet"),
     ("if-match", "preconditions are not checked yet; use expectedRevision"),
     ("prefer", "waiting for the outcome is not supported yet; follow links.self or links.status"),
-    ("impersonate-user", "acting for somebody else needs authentication, which --auth none has not"),
-    ("impersonate-group", "acting for somebody else needs authentication, which --auth none has not"),
-    ("impersonate-uid", "acting for somebody else by uid is not supported"),
 ];
 
 /// Refuses headers that would be ignored.
 ///
 /// # Errors
 /// As a response: 400.
-pub async fn supported_headers(request: Request, next: Next) -> Result<Response, Problem> {
+pub async fn supported_headers(
+    State(app): State<App>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let refused = |name: &str, why: &str| Err(Problem::header(Kind::UnsupportedHeader, name, why));
     for (name, why) in NOT_BUILT {
         if request.headers().contains_key(name) {
-            return Err(Problem::header(Kind::UnsupportedHeader, name, why));
+            return refused(name, why);
         }
     }
-    let extra = request.headers().keys().find(|name| name.as_str().starts_with("impersonate-"));
-    if let Some(name) = extra {
-        return Err(Problem::header(Kind::UnsupportedHeader, name.as_str(), "not supported"));
+    for name in request.headers().keys().filter(|name| name.as_str().starts_with("impersonate-")) {
+        let known = [IMPERSONATE_USER, IMPERSONATE_GROUP].contains(name);
+        match app.authority {
+            Authority::None | Authority::Sandbox => {
+                let why = "acting for somebody else needs authentication, which is switched off here";
+                return refused(name.as_str(), why);
+            }
+            Authority::Kubernetes(_) if !known => {
+                return refused(name.as_str(), "only Impersonate-User and Impersonate-Group are supported");
+            }
+            Authority::Kubernetes(_) => {}
+        }
     }
     Ok(next.run(request).await)
+}
+
+/// Lets nobody in without a good token.
+///
+/// # Errors
+/// As a response: 401.
+pub async fn known_callers(_: From, request: Request, next: Next) -> Response {
+    next.run(request).await
 }
 
 /// Refuses what a web page of another origin, or another machine, could have sent.
@@ -67,7 +96,7 @@ fn refuse(header: &str, detail: &str) -> Problem {
 }
 
 /// The only `Host`.
-fn host(headers: &HeaderMap) -> Option<Authority> {
+fn host(headers: &HeaderMap) -> Option<uri::Authority> {
     let mut hosts = headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok()?.parse().ok(),
@@ -75,7 +104,7 @@ fn host(headers: &HeaderMap) -> Option<Authority> {
     }
 }
 
-fn is_loopback(authority: &Authority) -> bool {
+fn is_loopback(authority: &uri::Authority) -> bool {
     let host = authority.host();
     let address = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")

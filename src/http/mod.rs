@@ -3,6 +3,8 @@
 //! [`router`] is the map of all routes; [`problem`] is the only place that knows the status of an
 //! error; [`edge`] is what every request passes through.
 
+mod caller;
+mod cors;
 mod edge;
 mod etag;
 mod extract;
@@ -14,9 +16,12 @@ mod page;
 pub mod problem;
 mod router;
 mod sse;
+pub mod tls;
 
 use std::{sync::Arc, time::Duration};
 
+use http::HeaderValue;
+use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 pub use router::router;
@@ -25,6 +30,7 @@ use crate::{
     audit::Store,
     auth::{Authority, Caller},
     domain::{
+        access::Access,
         daemonset::DaemonSet,
         key::{Key, Namespace},
         revision::History,
@@ -55,6 +61,12 @@ pub struct Parts {
     pub metrics: Metrics,
     pub cluster_name: Option<String>,
     pub require_reason: bool,
+    /// `--anonymous`.
+    pub open: Vec<Open>,
+    /// `--trusted-proxy`.
+    pub trusted_proxies: Vec<IpNet>,
+    /// `--cors-origin`.
+    pub cors_origins: Vec<HeaderValue>,
     pub limits: Limits,
     /// Readiness fails from here on.
     pub draining: CancellationToken,
@@ -87,6 +99,24 @@ impl Default for Limits {
             body: Duration::from_secs(10),
         }
     }
+}
+
+/// What can be read without a token if so configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// `/openapi.json` and `/docs`.
+    Docs,
+    /// `/metrics`.
+    Metrics,
+}
+
+/// How much of a rollback a caller sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// All of it.
+    Whole,
+    /// Without what stands in pod templates: images and the diff.
+    Numbers,
 }
 
 /// Whether an answer from the watches may be behind.
@@ -142,6 +172,14 @@ impl App {
         if staleness >= self.limits.stale_after { Ok(Freshness::Stale) } else { Ok(Freshness::Current) }
     }
 
+    /// How much a caller sees of the rollbacks in a namespace. What can't be asked is not shown.
+    async fn depth(&self, caller: &Caller, namespace: &Namespace) -> Depth {
+        match self.authority.may(caller, &Access::get_revisions(namespace)).await {
+            Ok(true) => Depth::Whole,
+            Ok(false) | Err(_) => Depth::Numbers,
+        }
+    }
+
     /// One DaemonSet: from the watch, or, if the watch does not show it, asked for once before the
     /// answer is 404 (`kubectl apply` and `curl` right after it).
     async fn daemonset(&self, key: &Key) -> Result<Arc<DaemonSet>, Problem> {
@@ -168,6 +206,3 @@ impl App {
         }
     }
 }
-
-/// Whoever sent the request; put into it by [`edge`].
-type From = axum::Extension<Caller>;

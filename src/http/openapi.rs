@@ -4,8 +4,10 @@
 use utoipa::{
     OpenApi, PartialSchema, ToSchema,
     openapi::{
-        Content, OpenApi as Spec, Ref, RefOr, ResponseBuilder,
+        Content, OpenApi as Spec, PathItem, Ref, RefOr, Response, ResponseBuilder,
+        path::Operation,
         schema::{ObjectBuilder, Schema},
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
 
@@ -16,7 +18,7 @@ use super::{problem, router};
 #[openapi(
     info(
         title = "rollbackd",
-        description = "A safe HTTP API for DaemonSets: list revisions, look into one, roll back, watch the rollout, and read who did what and why.\n\nErrors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) (`application/problem+json`); `Accept: text/plain` gets kubectl's own output, and errors as one line. Links are relative to the server's root.",
+        description = "A safe HTTP API for DaemonSets: list revisions, look into one, roll back, watch the rollout, and read who did what and why.\n\nErrors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) (`application/problem+json`); `Accept: text/plain` gets kubectl's own output, and errors as one line. Links are relative to the server's root.\n\nWho may do what is for the cluster's RBAC to say: the bearer token is reviewed, and each request asks for the right that its operation names. Where rollbackd runs with `--auth none`, no token is needed or looked at.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "This server")),
@@ -28,8 +30,7 @@ use super::{problem, router};
         (name = "audit", description = "Who did what, and why"),
         (name = "operations", description = "Version, probes and metrics"),
     ),
-    // --auth none.
-    security(()),
+    security(("token" = [])),
 )]
 pub struct Document;
 
@@ -56,18 +57,69 @@ impl PartialSchema for ProblemType {
 
 impl ToSchema for ProblemType {}
 
-/// Says of each operation that rollbackd may fail.
-pub fn add_failures(spec: &mut Spec) {
-    let problem = Content::new(Some(Ref::from_schema_name("Problem")));
-    let failed = ResponseBuilder::new()
-        .description("rollbackd failed; its log has more under the request id")
-        .content("application/problem+json", problem)
+/// What every operation has: it may fail, and most need a token and a right.
+pub fn complete(spec: &mut Spec) {
+    let token = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some(
+            "A token that the cluster's authentication knows, made for rollbackd's own audience: `kubectl create token NAME --audience rollbackd`",
+        ))
         .build();
-    for item in spec.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
-            operation.responses.responses.insert("500".to_owned(), failed.clone().into());
+    let components = spec.components.get_or_insert_default();
+    components.add_security_scheme("token", SecurityScheme::Http(token));
+    for operation in spec.paths.paths.values_mut().flat_map(operations) {
+        add(operation, "500", "rollbackd failed; its log has more under the request id");
+        let open = operation.security.is_some();
+        if !open {
+            add(operation, "401", "There is no bearer token, or none that is valid here");
+            add(
+                operation,
+                "403",
+                "The cluster's RBAC does not allow it, in Kubernetes' words, whether or not there is such an object",
+            );
+            impersonation(operation);
         }
     }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post].into_iter().flatten()
+}
+
+/// Adds an answer that is a problem, unless the operation tells more of it.
+fn add(operation: &mut Operation, status: &str, description: &str) {
+    let challenge = utoipa::openapi::HeaderBuilder::new()
+        .description(Some("`Bearer`, and what is wrong with the token"))
+        .build();
+    let mut problem: Response = ResponseBuilder::new()
+        .description(description)
+        .content("application/problem+json", Content::new(Some(Ref::from_schema_name("Problem"))))
+        .build();
+    if status == "401" {
+        problem.headers.insert("WWW-Authenticate".to_owned(), challenge.into());
+    }
+    operation.responses.responses.entry(status.to_owned()).or_insert_with(|| problem.into());
+}
+
+/// Headers that every operation with a token takes.
+fn impersonation(operation: &mut Operation) {
+    use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+    let text = || ObjectBuilder::new().schema_type(utoipa::openapi::Type::String).build();
+    let header = |name: &str, description: &str, schema: RefOr<Schema>| {
+        let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Header);
+        RefOr::T(parameter.description(Some(description)).schema(Some(schema)).build())
+    };
+    let parameters = operation.parameters.get_or_insert_default();
+    parameters.push(header(
+        "Impersonate-User",
+        "For whom the token's owner acts, who needs the right `impersonate` on `users` of `rollbackd.dev` by name, or Kubernetes' own; that user's rights decide then",
+        text().into(),
+    ));
+    parameters.push(header(
+        "Impersonate-Group",
+        "A group of that user; may be sent several times",
+        text().into(),
+    ));
 }
 
 /// The whole document as indented JSON with a newline at the end.

@@ -7,14 +7,15 @@ use axum::{
     response::IntoResponse,
 };
 use http::{Method, StatusCode, Uri};
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
-    App, MAX_BODY, edge, guard, handlers,
-    openapi::{Document, add_failures},
+    App, MAX_BODY, Open, cors, edge, guard, handlers,
+    openapi::{self, Document},
     problem::{Kind, Problem},
 };
 use crate::auth::Authority;
@@ -37,41 +38,47 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(operations::get_liveness))
         .routes(routes!(operations::get_readiness))
         .routes(routes!(operations::get_metrics));
-    add_failures(api.get_openapi_mut());
+    openapi::complete(api.get_openapi_mut());
     api
 }
 
 /// The whole server as one service.
 pub fn router(app: App) -> Router {
     let (routes, document) = api().split_for_parts();
-    let authority = app.authority;
-    let routes = routes
-        .merge(docs(document))
+    let guards = match app.authority {
+        Authority::None => Some(middleware::from_fn(guard::loopback_only)),
+        Authority::Kubernetes(_) | Authority::Sandbox => None,
+    };
+    let cors = (!app.cors_origins.is_empty()).then(|| cors::layer(&app.cors_origins));
+    routes
+        .merge(docs(document, &app))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(unknown_path)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(app.clone())
         .layer(CatchPanicLayer::custom(edge::panicked))
-        .layer(middleware::from_fn(guard::supported_headers));
-    let guarded = match authority {
-        Authority::None => routes.layer(middleware::from_fn(guard::loopback_only)),
-        Authority::Sandbox => routes,
-    };
-    guarded.layer(middleware::from_fn_with_state(app, edge::edge))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::supported_headers))
+        .layer(option_layer(guards))
+        .layer(option_layer(cors))
+        .layer(middleware::from_fn_with_state(app, edge::edge))
 }
 
 /// The document and its browser, which loads nothing from anywhere else.
-fn docs(document: utoipa::openapi::OpenApi) -> Router<App> {
+fn docs(document: utoipa::openapi::OpenApi, app: &App) -> Router<App> {
     // Relative, so that it survives a proxy's prefix; the validator's badge would come from its makers.
     let config = Config::new(["../openapi.json"]).validator_url("none");
     let docs = Router::from(SwaggerUi::new("/docs").url("/openapi.json", document).config(config));
-    docs.layer(middleware::from_fn(async |request: Request, next: Next| {
+    let docs = docs.layer(middleware::from_fn(async |request: Request, next: Next| {
         let uri = request.uri().clone();
         match next.run(request).await {
             answer if answer.status() == StatusCode::NOT_FOUND => unknown_path(uri).await.into_response(),
             answer => answer,
         }
-    }))
+    }));
+    if app.open.contains(&Open::Docs) {
+        return docs;
+    }
+    docs.layer(middleware::from_fn_with_state(app.clone(), guard::known_callers))
 }
 
 async fn unknown_path(uri: Uri) -> Problem {

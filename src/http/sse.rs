@@ -1,7 +1,8 @@
 //! Server-sent events: the stream of one rollout, and of one rollback.
 //!
 //! A frame is encoded once and its bytes are shared by all listeners. A stream begins with the state
-//! now, goes on with each change and ends after a final event; whoever comes back with the id of that
+//! now, goes on with each change and ends after a final event, or when its caller's token or right is gone;
+//! whoever comes back with the id of that
 //! final event as `Last-Event-ID` gets 204, which stops `EventSource`.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -19,9 +20,10 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use super::{App, handlers::rollbacks::RollbackView, handlers::status::RolloutStatus};
+use super::{App, Depth, handlers::rollbacks::RollbackView, handlers::status::RolloutStatus};
 use crate::{
-    domain::{daemonset::DaemonSet, key::Key, rollback::Rollback, template::Fingerprint},
+    auth::Caller,
+    domain::{access::Access, daemonset::DaemonSet, key::Key, rollback::Rollback, template::Fingerprint},
     kubernetes::{Frame, FrameEvent, rollouts::Listener},
 };
 
@@ -104,14 +106,16 @@ fn superseded(frame: &Frame, generation: i64) -> Bytes {
     event(&format!("{}.superseded", id_of(frame)), "superseded", &status)
 }
 
-/// The rollout of one DaemonSet, from the state in `listener` on.
+/// The rollout of one DaemonSet, from the state in `listener` on, as long as the caller has the right.
 pub fn rollout(
     app: App,
     key: Key,
     listener: Listener,
     pinned: Option<Pinned>,
+    caller: Caller,
+    right: Access,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let stop = app.stop.clone();
+    let end = end(app.clone(), caller, Some(right));
     let events = async_stream::stream! {
         let _counted = app.metrics.sse_listener();
         let latest = || app.cache.rollouts().latest(&key);
@@ -121,7 +125,7 @@ pub fn rollout(
             yield bytes;
         }
     };
-    ok(events, stop)
+    events.map(Ok).take_until(end)
 }
 
 /// What one listener is told: `latest` is the state that it skips to after it fell behind the ring.
@@ -199,19 +203,22 @@ fn event_without_id(name: &str, data: &impl Serialize) -> Bytes {
     format!("event: {name}\ndata: {data}\n\n").into()
 }
 
-/// The states of one rollback, to its end.
+/// The states of one rollback, to its end, as long as the caller has the right, if one is needed.
 pub fn rollback(
     app: App,
     mut states: watch::Receiver<Arc<Rollback>>,
+    depth: Depth,
+    caller: Caller,
+    right: Option<Access>,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let stop = app.stop.clone();
+    let end = end(app.clone(), caller, right);
     let events = async_stream::stream! {
         let _counted = app.metrics.sse_listener();
         let mut heartbeat = heartbeat(app.limits.heartbeat);
         yield RETRY;
         loop {
             let state = states.borrow_and_update().clone();
-            yield rollback_event(&app, &state);
+            yield rollback_event(&app, &state, depth);
             if state.state.is_final() {
                 return;
             }
@@ -229,12 +236,16 @@ pub fn rollback(
             }
         }
     };
-    ok(events, stop)
+    events.map(Ok).take_until(end)
 }
 
 /// The only event of a rollback that has ended.
-pub fn ended(app: &App, rollback: &Rollback) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
-    let events = [RETRY, rollback_event(app, rollback)];
+pub fn ended(
+    app: &App,
+    rollback: &Rollback,
+    depth: Depth,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
+    let events = [RETRY, rollback_event(app, rollback, depth)];
     futures_util::stream::iter(events.map(Ok))
 }
 
@@ -245,9 +256,9 @@ pub fn rollback_event_id(rollback: &Rollback) -> String {
     format!("{}.{}{ending}", rollback.id, rollback.state.as_str())
 }
 
-fn rollback_event(app: &App, rollback: &Rollback) -> Bytes {
+fn rollback_event(app: &App, rollback: &Rollback, depth: Depth) -> Bytes {
     let name = if rollback.state.is_final() { "ended" } else { "state" };
-    event(&rollback_event_id(rollback), name, &RollbackView::of(app, rollback))
+    event(&rollback_event_id(rollback), name, &RollbackView::of(app, rollback, depth))
 }
 
 fn heartbeat(period: Duration) -> tokio::time::Interval {
@@ -256,12 +267,12 @@ fn heartbeat(period: Duration) -> tokio::time::Interval {
     heartbeat
 }
 
-/// Ends a stream when the server stops.
-fn ok(
-    events: impl Stream<Item = Bytes>,
-    stop: tokio_util::sync::CancellationToken,
-) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    events.map(Ok).take_until(stop.cancelled_owned())
+/// What ends a stream from outside: the server stops, or the caller may not listen any longer.
+async fn end(app: App, caller: Caller, right: Option<Access>) {
+    tokio::select! {
+        () = app.stop.cancelled() => {}
+        () = app.authority.watch_over(caller, right) => {}
+    }
 }
 
 #[cfg(test)]

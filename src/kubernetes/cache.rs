@@ -25,12 +25,14 @@ use super::{
     Rollouts,
     liveness::Liveness,
     objects::{ObservedDaemonSet, ObservedRevision},
+    provenance::{Provenance, RevisionWatch},
     selector::LabelSelector,
 };
 use crate::domain::{
     daemonset::DaemonSet,
     key::{Key, Namespace},
     revision::{History, Revision},
+    rollback::Standing,
     text::escape,
 };
 
@@ -83,6 +85,7 @@ pub struct Cache {
     daemonsets: Vec<Store<ObservedDaemonSet>>,
     revisions: Vec<Store<ObservedRevision>>,
     rollouts: Arc<Rollouts>,
+    provenance: Arc<Provenance>,
     liveness: Arc<Liveness>,
     unsynced: Arc<watch::Sender<usize>>,
     scope: Scope,
@@ -118,24 +121,27 @@ impl Cache {
     ) -> Self {
         let watches = scope.watches();
         let unsynced = Arc::new(watch::Sender::new(2 * watches.len()));
+        let provenance = Arc::new(Provenance::default());
         let (mut daemonsets, mut revisions) = (Vec::new(), Vec::new());
         for namespace in watches {
             let (store, writer) = reflector::store();
             daemonsets.push(store.clone());
             let watch = Watch::new(client, namespace.as_ref(), unsynced.clone(), stop.clone());
-            tasks.spawn(
-                watch.run(
-                    writer,
-                    Follower { namespace: namespace.clone(), store, rollouts: rollouts.clone() },
-                ),
-            );
+            let follower = Follower {
+                namespace: namespace.clone(),
+                store,
+                rollouts: rollouts.clone(),
+                provenance: provenance.clone(),
+                listed: false,
+            };
+            tasks.spawn(watch.run(writer, follower));
             let (store, writer) = reflector::store();
             revisions.push(store);
             let watch = Watch::new(client, namespace.as_ref(), unsynced.clone(), stop.clone());
-            tasks.spawn(watch.run(writer, Ignore));
+            tasks.spawn(watch.run(writer, RevisionWatch::new(provenance.clone(), namespace)));
         }
         tasks.spawn(tick(rollouts.clone(), stop.clone()));
-        Self { daemonsets, revisions, rollouts, liveness, unsynced, scope }
+        Self { daemonsets, revisions, rollouts, provenance, liveness, unsynced, scope }
     }
 
     /// Whether every watch has shown its first full list.
@@ -166,6 +172,12 @@ impl Cache {
     #[must_use]
     pub fn rollouts(&self) -> &Rollouts {
         &self.rollouts
+    }
+
+    /// How far a revision of a DaemonSet, both read fresh, can be trusted.
+    #[must_use]
+    pub fn standing(&self, daemonset: &DaemonSet, revision: &Revision) -> Standing {
+        self.provenance.standing(daemonset, revision)
     }
 
     /// One DaemonSet.
@@ -231,17 +243,26 @@ trait Observer<K>: Send + 'static {
     fn observe(&mut self, event: &Event<K>);
 }
 
-struct Ignore;
-
-impl Observer<ObservedRevision> for Ignore {
-    fn observe(&mut self, _: &Event<ObservedRevision>) {}
+impl Observer<ObservedRevision> for RevisionWatch {
+    fn observe(&mut self, event: &Event<ObservedRevision>) {
+        match event {
+            Event::Init => self.list_begins(),
+            Event::InitApply(observed) => self.listed(observed),
+            Event::InitDone => self.list_ends(),
+            Event::Apply(observed) => self.applied(observed),
+            Event::Delete(observed) => self.deleted(observed),
+        }
+    }
 }
 
-/// Hands what the watch shows to [`Rollouts`].
+/// Hands what the watch shows to [`Rollouts`] and [`Provenance`].
 struct Follower {
     namespace: Option<Namespace>,
     store: Store<ObservedDaemonSet>,
     rollouts: Arc<Rollouts>,
+    provenance: Arc<Provenance>,
+    /// Whether the first list is over: each one after it ends a gap.
+    listed: bool,
 }
 
 impl Observer<ObservedDaemonSet> for Follower {
@@ -249,9 +270,14 @@ impl Observer<ObservedDaemonSet> for Follower {
         let now = Timestamp::now();
         match event {
             Event::Apply(observed) | Event::InitApply(observed) => {
+                self.provenance.daemonset(&observed.daemonset);
                 self.rollouts.apply(observed.daemonset.clone(), now);
             }
-            Event::Delete(observed) => self.rollouts.delete(&observed.daemonset.key, now),
+            Event::Delete(observed) => {
+                self.provenance.daemonset_gone(&observed.daemonset.key);
+                self.rollouts.delete(&observed.daemonset.key, now);
+            }
+            Event::Init if self.listed => self.provenance.gap_begins(self.namespace.as_ref()),
             Event::Init => {}
             Event::InitDone => {
                 let shown: HashSet<Key> =
@@ -259,6 +285,8 @@ impl Observer<ObservedDaemonSet> for Follower {
                 let in_scope =
                     |key: &Key| self.namespace.as_ref().is_none_or(|namespace| key.namespace == *namespace);
                 self.rollouts.retain(in_scope, |key| shown.contains(key), now);
+                self.provenance.gap_ends(self.namespace.as_ref(), &shown);
+                self.listed = true;
             }
         }
     }

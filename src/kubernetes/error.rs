@@ -10,7 +10,7 @@ use super::transport::Silent;
 /// A request to the API server that brought no result.
 ///
 /// `Display` never holds text of an answer that is no Kubernetes `Status`, nor anything of a 5xx.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The object does not exist. Nothing to retry.
     #[error("not found")]

@@ -1,7 +1,7 @@
 //! The cluster: the only room that names `kube::`.
 //!
-//! Reads come from watches ([`cache`]), what a rollback plans on is read fresh ([`live`]), and
-//! every request goes through [`transport`], which gives it a deadline.
+//! Reads come from watches ([`cache`]), what a rollback plans on is read fresh ([`live`]), what a caller
+//! may do is asked ([`review`]), and every request goes through [`transport`], which gives it a deadline.
 //!
 //! Absent on purpose: a trait over the API. The seam for tests and for the sandbox is the
 //! `tower::Service` under `kube::Client`.
@@ -13,6 +13,8 @@ mod grant;
 pub mod live;
 pub mod liveness;
 mod objects;
+mod provenance;
+pub mod review;
 pub mod rollouts;
 pub mod selector;
 mod transport;
@@ -21,4 +23,5 @@ pub use cache::{Cache, Scope};
 pub use error::{ClusterError, Delivery};
 pub use grant::Grant;
 pub use live::Live;
+pub use review::Reviewer;
 pub use rollouts::{Frame, FrameEvent, Rollouts};

@@ -165,10 +165,15 @@ impl From<WireRevision> for ObservedRevision {
             value.filter(|value| !value.is_empty()).cloned()
         };
         let labels = metadata.labels.unwrap_or_default();
+        let owners = metadata.owner_references.unwrap_or_default();
+        let controller = owners.into_iter().find(|owner| owner.controller == Some(true));
+        let (owner, owner_name) = controller.map(|owner| (owner.uid, owner.name)).unzip();
         let revision = Revision {
             number: RevisionNumber(revision),
             controller_revision: metadata.name.unwrap_or_default(),
-            owner: metadata.owner_references.unwrap_or_default().into_iter().find_map(controller_uid),
+            uid: metadata.uid.unwrap_or_default(),
+            owner,
+            owner_name,
             hash: labels.get("controller-revision-hash").cloned(),
             change_cause: annotation(CHANGE_CAUSE),
             created_at: metadata.creation_timestamp,
@@ -184,8 +189,23 @@ fn template(data: Option<&RawValue>) -> Result<Template, NotRestorable> {
     Template::from_revision_data(data.map_err(|_| NotRestorable::Unreadable)?)
 }
 
-fn controller_uid(owner: OwnerReference) -> Option<String> {
-    (owner.controller == Some(true)).then_some(owner.uid)
+impl ObservedRevision {
+    /// Namespace and uid.
+    pub fn place(&self) -> Option<(Namespace, &str)> {
+        let namespace = Namespace::parse(self.meta.namespace.as_deref()?).ok()?;
+        Some((namespace, self.meta.uid.as_deref()?))
+    }
+
+    /// One for unit tests.
+    #[cfg(test)]
+    pub(super) fn fixture(namespace: &str, revision: Revision) -> Self {
+        let meta = ObjectMeta {
+            namespace: Some(namespace.into()),
+            uid: Some(revision.uid.clone()),
+            ..ObjectMeta::default()
+        };
+        Self { meta, labels: BTreeMap::new(), revision }
+    }
 }
 
 /// What the reflector's store needs of the metadata: the rest is in the domain object.

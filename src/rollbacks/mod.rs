@@ -6,6 +6,7 @@
 //! goes away changes nothing, and what a crash left open is taken up again by [`Rollbacks::resume`].
 
 mod follow;
+mod quota;
 mod settle;
 mod transaction;
 
@@ -15,6 +16,9 @@ use std::{
     time::Duration,
 };
 
+pub use quota::Quota;
+use quota::Used;
+
 use backon::{BackoffBuilder, ExponentialBuilder};
 use jiff::{Timestamp, Unit};
 use tokio::sync::watch;
@@ -23,13 +27,13 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Action, Entry, Store, StoreError},
-    auth::Authority,
+    audit::{Action, Entry, Outcome as EntryOutcome, Store, StoreError},
+    auth::{Arrival, AuthError, Authority, Caller},
     domain::{
         diff::TemplateDiff,
         key::Key,
         revision::RevisionNumber,
-        rollback::{Origin, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState, Warning},
+        rollback::{Mode, Origin, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState, Warning},
     },
     kubernetes::{Cache, ClusterError, Grant, Live},
     telemetry::Metrics,
@@ -69,6 +73,7 @@ pub struct Parts {
     /// `--cluster-name`.
     pub cluster: Option<String>,
     pub patience: Patience,
+    pub quota: Quota,
     pub metrics: Metrics,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
@@ -86,6 +91,7 @@ struct Inner {
     turns: Mutex<HashMap<Key, Uuid>>,
     /// Rollbacks that have not ended.
     open: Mutex<HashMap<Uuid, watch::Sender<Arc<Rollback>>>>,
+    used: Used,
 }
 
 /// What came of a request that was not refused.
@@ -155,6 +161,9 @@ pub enum RollbackError {
     /// The API server failed. Nothing was changed.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// The caller may not, or that can't be asked.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     /// The record could not be written. Nothing was changed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -179,7 +188,27 @@ impl Rollbacks {
     /// Starts with nothing open.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self { inner: Arc::new(Inner { parts, turns: Mutex::default(), open: Mutex::default() }) }
+        let (turns, open, used) = (Mutex::default(), Mutex::default(), Used::default());
+        Self { inner: Arc::new(Inner { parts, turns, open, used }) }
+    }
+
+    /// Asks whether somebody may roll back a DaemonSet, now; a no is recorded.
+    ///
+    /// # Errors
+    /// [`RollbackError::Auth`].
+    pub async fn authorize(
+        &self,
+        arrival: Arrival,
+        key: &Key,
+        origin: &Origin,
+        mode: Mode,
+    ) -> Result<(Caller, Grant), RollbackError> {
+        let granted = self.inner.parts.authority.grant_rollback(arrival, key).await;
+        if let Err(denied @ (AuthError::Denied(_) | AuthError::NeverImpersonated(_))) = &granted {
+            let no = (Action::Denied, EntryOutcome::Denied);
+            self.inner.record_no(no, key, origin, mode, denied.to_string()).await;
+        }
+        Ok(granted?)
     }
 
     /// Makes one rollback. It goes on when the returned future is dropped.
@@ -230,7 +259,7 @@ impl Rollbacks {
         }
         // Two undecided ones of one DaemonSet are settled side by side: each only looks.
         let turn = inner.take_turn(&rollback.key, rollback.id).ok();
-        let grant = inner.parts.authority.grant_settling(&rollback);
+        let grant = Grant::recorded(&rollback);
         self.inner.parts.tasks.spawn(inner.settle_and_follow(rollback, grant, turn));
     }
 
@@ -376,6 +405,22 @@ impl Inner {
 }
 
 impl Inner {
+    /// Records that a request was refused or denied. That changes nothing, so a store that fails now does
+    /// not turn it into something else.
+    async fn record_no(
+        self: &Arc<Self>,
+        no: (Action, EntryOutcome),
+        key: &Key,
+        origin: &Origin,
+        mode: Mode,
+        why: String,
+    ) {
+        let entry = Entry::of_request(no, key, origin, self.parts.cluster.clone(), mode, why, now());
+        if let Err(error) = self.record_harmless(entry).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a refusal is not on record");
+        }
+    }
+
     async fn is_recorded(&self, rollback: &Rollback) -> bool {
         let stored = self.parts.store.rollback(rollback.id).await;
         stored.is_ok_and(|stored| stored.is_some_and(|stored| stored.state == rollback.state))

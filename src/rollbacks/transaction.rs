@@ -13,7 +13,7 @@ use crate::{
         diff::TemplateDiff,
         key::Key,
         kubectl,
-        revision::RevisionNumber,
+        revision::{Revision, RevisionNumber},
         rollback::{
             Decision, Mode, Origin, Plan, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState,
             plan,
@@ -57,7 +57,7 @@ impl Inner {
                 }
             },
         };
-        let (daemonset, decision) = match self.decide(&key, &request).await {
+        let (daemonset, decision) = match self.decide(&grant, &request).await {
             Err(RollbackError::Refused(refusal)) => {
                 self.record_refusal(&key, &origin, request.mode, &refusal).await;
                 return Err(refusal.into());
@@ -97,20 +97,22 @@ impl Inner {
         }
     }
 
-    /// Reads and plans. While the controller has not recorded the live template, waits for it.
+    /// Reads and plans. While the controller has not recorded the live template, or the watch has not
+    /// shown where the target comes from, waits for it.
     async fn decide(
         &self,
-        key: &Key,
+        grant: &Grant,
         request: &RollbackRequest,
     ) -> Result<(Arc<DaemonSet>, Decision), RollbackError> {
         let deadline = Instant::now() + self.parts.patience.recording;
         let mut waits = waits(Duration::from_millis(800));
         loop {
-            let daemonset = self.parts.live.daemonset(key).await?;
+            let daemonset = self.parts.live.daemonset(grant.key()).await?;
             let history = self.parts.live.history(&daemonset).await?;
             let wait = waits.next().unwrap_or_default();
-            match plan(&daemonset, &history, request) {
-                Err(Refusal::NotRecorded) if Instant::now() + wait < deadline => {
+            let standing = |revision: &Revision| self.parts.cache.standing(&daemonset, revision);
+            match plan(&daemonset, &history, request, grant.power(), standing) {
+                Err(Refusal::NotRecorded | Refusal::NotSeen { .. }) if Instant::now() + wait < deadline => {
                     tokio::time::sleep(wait).await
                 }
                 decision => return Ok((daemonset, decision?)),
@@ -232,7 +234,7 @@ impl Inner {
     }
 
     async fn preview(
-        &self,
+        self: &Arc<Self>,
         id: Uuid,
         grant: &Grant,
         mut daemonset: Arc<DaemonSet>,
@@ -274,7 +276,7 @@ impl Inner {
     }
 
     async fn preview_skip(
-        &self,
+        self: &Arc<Self>,
         id: Uuid,
         daemonset: &DaemonSet,
         current: RevisionInfo,
@@ -299,7 +301,7 @@ impl Inner {
         self.record_preview(preview).await
     }
 
-    async fn record_preview(&self, preview: Preview) -> Result<Outcome, RollbackError> {
+    async fn record_preview(self: &Arc<Self>, preview: Preview) -> Result<Outcome, RollbackError> {
         let mut entry = Entry::of_request(
             (Action::DryRun, EntryOutcome::Success),
             &preview.key,
@@ -312,24 +314,19 @@ impl Inner {
         entry.uid = Some(preview.uid.clone());
         entry.from.clone_from(&preview.from);
         entry.to = Some(preview.to.clone());
-        self.parts.store.append(&entry).await?;
+        self.record_harmless(entry).await?;
         Ok(Outcome::Previewed(preview))
     }
 
-    /// A refusal changes nothing, so a store that fails now does not turn it into something else.
-    async fn record_refusal(&self, key: &Key, origin: &Origin, mode: Mode, refusal: &impl Display) {
-        let entry = Entry::of_request(
-            (Action::Refused, EntryOutcome::Refused),
-            key,
-            origin,
-            self.parts.cluster.clone(),
-            mode,
-            refusal.to_string(),
-            now(),
-        );
-        if let Err(error) = self.parts.store.append(&entry).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a refusal is not on record");
-        }
+    async fn record_refusal(
+        self: &Arc<Self>,
+        key: &Key,
+        origin: &Origin,
+        mode: Mode,
+        refusal: &impl Display,
+    ) {
+        let no = (Action::Refused, EntryOutcome::Refused);
+        self.record_no(no, key, origin, mode, refusal.to_string()).await;
     }
 
     async fn begin(self: &Arc<Self>, rollback: &Rollback, action: Action) -> Result<(), StoreError> {

@@ -25,7 +25,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 
-pub use scenario::STORY;
+pub use scenario::{STORY, welcome};
 use world::{Due, World};
 pub use world::{Id, Kind};
 

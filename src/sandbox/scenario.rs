@@ -1,5 +1,7 @@
 //! The story that the sandbox starts with: six DaemonSets of two namespaces, months of history.
 
+use std::net::SocketAddr;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -185,6 +187,27 @@ fn manifest(id: &Id) -> Value {
         _ => {}
     }
     manifest
+}
+
+/// What is in it, and what to try, for whoever has just started it at `address`.
+#[must_use]
+pub fn welcome(address: SocketAddr, colour: bool) -> String {
+    let (bold, plain) = if colour { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    let story: String = STORY.iter().map(|(name, what)| format!("  {name:<27}{what}\n")).collect();
+    let api = match address.ip().is_unspecified() {
+        true => format!("http://127.0.0.1:{}", address.port()),
+        false => format!("http://{address}"),
+    };
+    let log_agent = format!("{api}/daemonsets/monitoring/log-agent");
+    format!(
+        "{bold}rollbackd sandbox: a simulated cluster{plain}\n\n{story}\n\
+         {bold}Try, in another terminal:{plain}\n\n  \
+         curl -H 'Accept: text/plain' {log_agent}/revisions\n  \
+         curl -H 'Content-Type: application/json' -d '{{\"reason\": \"2.5.0 can not be pulled\"}}' {log_agent}/rollback\n  \
+         curl -N -H 'Accept: text/event-stream' {log_agent}/status\n  \
+         curl {api}/audit\n\n\
+         The API's document: {api}/docs/    Ctrl-C ends it.\n"
+    )
 }
 
 #[cfg(test)]

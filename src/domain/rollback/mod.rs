@@ -2,8 +2,8 @@
 
 mod plan;
 mod record;
+mod warning;
 
-pub use plan::{
-    Decision, Mode, OnWarning, Plan, Refusal, RollbackRequest, Target, Warning, WarningCode, plan,
-};
+pub use plan::{Decision, Mode, OnWarning, Plan, Power, Refusal, RollbackRequest, Standing, Target, plan};
 pub use record::{Origin, RevisionInfo, Rollback, RollbackState};
+pub use warning::{Warning, WarningCode};

@@ -1,10 +1,11 @@
 //! The plan: DaemonSet and history and request in, what to do or why not out.
 
-use serde::{Deserialize, Serialize};
-
-use super::RevisionInfo;
+use super::{
+    RevisionInfo, Warning,
+    warning::{distrust, warnings},
+};
 use crate::domain::{
-    daemonset::{DaemonSet, LAST_APPLIED, UpdateStrategy},
+    daemonset::DaemonSet,
     revision::{History, NoSuchRevision, Revision, RevisionNumber, RevisionRef},
     template::{NotRestorable, Template},
 };
@@ -43,6 +44,28 @@ pub enum OnWarning {
     Refuse,
 }
 
+/// What else the one who asks may do to the DaemonSet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// Roll it back, and nothing else.
+    RollBack,
+    /// Change anything of it.
+    Patch,
+}
+
+/// How far a revision can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its template has been live, or it was there before rollbackd watched.
+    Trusted,
+    /// It came up while rollbackd could not watch.
+    Unwatched,
+    /// It came up while rollbackd watched, and its template was never live.
+    Planted,
+    /// The watch has not shown it yet, or not yet what was live before.
+    NotSeen,
+}
+
 /// What to do.
 #[derive(Clone, Debug)]
 pub enum Decision {
@@ -64,30 +87,6 @@ pub struct Plan {
     pub live: Template,
     pub template: Template,
     pub warnings: Vec<Warning>,
-}
-
-/// Something that the caller should know before the rollback is made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Warning {
-    pub code: WarningCode,
-    /// What will happen.
-    pub message: String,
-    /// What to do about it.
-    pub fix: String,
-}
-
-/// Stable name of a warning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum WarningCode {
-    /// `kubectl apply` manages it from a file, and may undo the rollback.
-    LastApplied,
-    /// Pods are replaced only when somebody deletes them.
-    OnDelete,
-    /// Pods are ready but not yet for `minReadySeconds`: the controller replaces them all at once.
-    MinReadySeconds,
-    /// The live template is not in the history yet, and may be lost.
-    NotRecorded,
 }
 
 /// Why a rollback is not made. The answer is no; nothing is broken.
@@ -116,6 +115,15 @@ pub enum Refusal {
     NotRecorded,
     #[error("expected revision {expected} to be running, but {}", running(*actual))]
     UnexpectedRevision { expected: RevisionNumber, actual: Option<RevisionNumber> },
+    /// Whoever may create ControllerRevisions could have made it, and not everybody who may roll back may
+    /// run anything.
+    #[error(
+        "ControllerRevision {name} was put there by hand: it appeared while rollbackd was watching, and its template was never the running one; rolling back to it needs the right to patch daemonsets"
+    )]
+    Planted { name: String },
+    /// Whether it is that can't be told yet.
+    #[error("rollbackd has not seen yet where ControllerRevision {name} comes from; try again")]
+    NotSeen { name: String },
     #[error("{}", warnings.iter().map(|warning| warning.message.as_str()).collect::<Vec<_>>().join("; "))]
     Warned { warnings: Vec<Warning> },
 }
@@ -133,12 +141,17 @@ fn running(actual: Option<RevisionNumber>) -> String {
 /// takes the second-highest number, which is the same wherever kubectl is right; while the
 /// controller lags it would lose the live template.
 ///
+/// `standing` tells how far the target can be trusted, and `power` whether that matters: who may patch
+/// could run the same template without any revision.
+///
 /// # Errors
 /// Why the rollback makes no sense.
 pub fn plan(
     daemonset: &DaemonSet,
     history: &History,
     request: &RollbackRequest,
+    power: Power,
+    standing: impl FnOnce(&Revision) -> Standing,
 ) -> Result<Decision, Refusal> {
     if daemonset.being_deleted {
         return Err(Refusal::BeingDeleted);
@@ -161,7 +174,15 @@ pub fn plan(
     if template == daemonset.template {
         return Ok(Decision::Skip { current: RevisionInfo::of(target), number: target.number });
     }
-    let warnings = warnings(daemonset, current);
+    let standing = standing(target);
+    let name = || target.controller_revision.clone();
+    match (standing, power) {
+        (Standing::Planted, Power::RollBack) => return Err(Refusal::Planted { name: name() }),
+        (Standing::NotSeen, Power::RollBack) => return Err(Refusal::NotSeen { name: name() }),
+        (Standing::Trusted | Standing::Unwatched, _) | (_, Power::Patch) => {}
+    }
+    let mut warnings = warnings(daemonset, current);
+    warnings.extend(distrust(target, standing));
     if request.on_warning == OnWarning::Refuse && !warnings.is_empty() {
         return Err(Refusal::Warned { warnings });
     }
@@ -192,62 +213,14 @@ fn target<'a>(daemonset: &DaemonSet, history: &'a History, to: &Target) -> Resul
     })
 }
 
-fn warnings(daemonset: &DaemonSet, current: Option<&Revision>) -> Vec<Warning> {
-    let name = &daemonset.key.name;
-    let mut warnings = Vec::new();
-    let mut warn = |code, message, fix: &str| {
-        warnings.push(Warning { code, message, fix: fix.to_owned() });
-    };
-    if daemonset.annotations.contains_key(LAST_APPLIED) {
-        warn(
-            WarningCode::LastApplied,
-            // kubectl's words, from `rollout_undo.go`.
-            format!(
-                "resource daemonsets/{name} was previously managed with 'kubectl apply'. Rolling back will not update the {LAST_APPLIED} annotation, which may cause unexpected behavior on future 'kubectl apply' operations. Consider using 'kubectl apply' with your previous configuration file instead."
-            ),
-            "bring the manifest back to the restored revision before anybody applies it again",
-        );
-    }
-    if daemonset.strategy == UpdateStrategy::OnDelete {
-        warn(
-            WarningCode::OnDelete,
-            format!(
-                "daemonsets/{name} has updateStrategy OnDelete: pods keep running the old template until they are deleted"
-            ),
-            "delete the pods, node by node, after the rollback",
-        );
-    }
-    let status = &daemonset.status;
-    let ready_only = status.number_ready - status.number_available;
-    if daemonset.strategy == UpdateStrategy::RollingUpdate
-        && daemonset.min_ready_seconds > 0
-        && ready_only > 0
-    {
-        warn(
-            WarningCode::MinReadySeconds,
-            format!(
-                "{ready_only} ready pods of daemonsets/{name} have not been ready for minReadySeconds ({} s): they count as unavailable, and the controller will replace all of them at once, whatever maxUnavailable says",
-                daemonset.min_ready_seconds
-            ),
-            "wait until numberAvailable equals numberReady",
-        );
-    }
-    if current.is_none() {
-        warn(
-            WarningCode::NotRecorded,
-            format!(
-                "the controller has not recorded the running template of daemonsets/{name} as a revision yet; after this rollback it may not be in the history"
-            ),
-            "wait until observedGeneration equals generation",
-        );
-    }
-    warnings
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::fixtures::{daemonset, revision};
+    use crate::domain::{
+        daemonset::{LAST_APPLIED, UpdateStrategy},
+        fixtures::{daemonset, revision},
+        rollback::WarningCode,
+    };
 
     fn request(to: Target) -> RollbackRequest {
         RollbackRequest {
@@ -264,7 +237,7 @@ mod tests {
     }
 
     fn decide(live: &DaemonSet, revisions: Vec<Revision>, to: Target) -> Result<Decision, Refusal> {
-        plan(live, &History::of(live, revisions), &request(to))
+        plan(live, &History::of(live, revisions), &request(to), Power::RollBack, |_| Standing::Trusted)
     }
 
     fn restored(decision: Result<Decision, Refusal>) -> i64 {
@@ -349,10 +322,13 @@ mod tests {
         let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
         let mut expecting = request(number(99));
         expecting.expected_revision = Some(RevisionNumber(1));
-        let refusal = plan(&live, &history, &expecting).unwrap_err();
+        let refusal = plan(&live, &history, &expecting, Power::RollBack, |_| Standing::Trusted).unwrap_err();
         assert_eq!(refusal.to_string(), "expected revision 1 to be running, but revision 2 is");
         live.being_deleted = true;
-        assert_eq!(plan(&live, &history, &expecting).unwrap_err(), Refusal::BeingDeleted);
+        assert_eq!(
+            plan(&live, &history, &expecting, Power::RollBack, |_| Standing::Trusted).unwrap_err(),
+            Refusal::BeingDeleted
+        );
     }
 
     #[test]
@@ -364,16 +340,44 @@ mod tests {
         let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
         let mut careful = request(Target::Previous);
         careful.on_warning = OnWarning::Refuse;
-        let Err(Refusal::Warned { warnings }) = plan(&live, &history, &careful) else {
+        let Err(Refusal::Warned { warnings }) =
+            plan(&live, &history, &careful, Power::RollBack, |_| Standing::Trusted)
+        else {
             panic!("not refused")
         };
         let codes: Vec<_> = warnings.iter().map(|warning| warning.code).collect();
         assert_eq!(codes, [WarningCode::LastApplied, WarningCode::MinReadySeconds]);
         live.strategy = UpdateStrategy::OnDelete;
-        let Decision::Restore(plan) = plan(&live, &history, &request(Target::Previous)).unwrap() else {
-            panic!("skipped")
-        };
+        let again = request(Target::Previous);
+        let decision = plan(&live, &history, &again, Power::RollBack, |_| Standing::Trusted).unwrap();
+        let Decision::Restore(plan) = decision else { panic!("skipped") };
         let codes: Vec<_> = plan.warnings.iter().map(|warning| warning.code).collect();
         assert_eq!(codes, [WarningCode::LastApplied, WarningCode::OnDelete]);
+    }
+
+    #[test]
+    fn a_revision_that_was_never_running_is_for_those_who_may_patch_anyway() {
+        let live = daemonset("b");
+        let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
+        let decide = |power, standing| plan(&live, &history, &request(Target::Previous), power, |_| standing);
+        let codes = |power, standing| match decide(power, standing).unwrap() {
+            Decision::Restore(plan) => plan.warnings.iter().map(|warning| warning.code).collect::<Vec<_>>(),
+            Decision::Skip { .. } => panic!("skipped"),
+        };
+        let name = || "web-1".to_owned();
+        assert_eq!(
+            decide(Power::RollBack, Standing::Planted).unwrap_err(),
+            Refusal::Planted { name: name() }
+        );
+        assert_eq!(
+            decide(Power::RollBack, Standing::NotSeen).unwrap_err(),
+            Refusal::NotSeen { name: name() }
+        );
+        assert_eq!(codes(Power::Patch, Standing::Planted), [WarningCode::NeverRunning]);
+        assert_eq!(codes(Power::Patch, Standing::NotSeen), []);
+        for power in [Power::RollBack, Power::Patch] {
+            assert_eq!(codes(power, Standing::Unwatched), [WarningCode::NotWatched]);
+            assert_eq!(codes(power, Standing::Trusted), []);
+        }
     }
 }

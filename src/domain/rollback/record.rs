@@ -54,7 +54,7 @@ pub struct Origin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub request_id: String,
-    /// Address of the TCP peer.
+    /// Address that the request came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
 }
@@ -71,6 +71,8 @@ pub struct RevisionInfo {
     /// Value of the label `controller-revision-hash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<String>,
+    /// Left out for who may not read ControllerRevisions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<ContainerImage>,
 }
 

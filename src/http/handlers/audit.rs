@@ -9,15 +9,19 @@ use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 
 use super::super::{
-    App, From,
-    extract::{Query, number, time},
+    App,
+    extract::{From, Query, number, time},
     negotiate::{Form, negotiate},
     page,
     problem::{Problem, ProblemBody},
 };
 use crate::{
     audit::{Action, Entry, EntryFilter, Order, Outcome, Sequence},
-    domain::key::{Name, Namespace},
+    auth::{Caller, Seen},
+    domain::{
+        access::Access,
+        key::{Name, Namespace},
+    },
 };
 
 /// Entries that one NDJSON answer holds at most.
@@ -88,7 +92,7 @@ pub struct ListQuery {
 )]
 pub async fn list_audit_entries(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, Problem> {
@@ -108,7 +112,8 @@ pub async fn list_audit_entries(
         (None, false) => Order::NewestFirst { before: last },
         (after, _) => Order::OldestFirst { after: last.or(after).unwrap_or_default() },
     };
-    let mut entries = app.store.entries(&query.filter()?, order, limit.saturating_add(1)).await?;
+    let filter = EntryFilter { within: within(&app, &caller, &query).await?, ..query.filter()? };
+    let mut entries = app.store.entries(&filter, order, limit.saturating_add(1)).await?;
     let more = entries.len() > limit as usize;
     entries.truncate(limit as usize);
     let next = entries.last().filter(|_| more).map(|(sequence, _)| page::token(sequence, &query));
@@ -122,6 +127,19 @@ pub async fn list_audit_entries(
     Ok(([(header::CONTENT_TYPE, Form::NdJson.content_type())], body).into_response())
 }
 
+/// The namespaces whose entries the caller may read, if not all of those asked for.
+async fn within(app: &App, caller: &Caller, query: &ListQuery) -> Result<Option<Vec<Namespace>>, Problem> {
+    if let Some(namespace) = &query.namespace {
+        app.authority.require(caller, Access::read_audit(Some(namespace))).await?;
+        return Ok(None);
+    }
+    let recorded = app.store.namespaces().await?;
+    match app.authority.seen_by(caller, Access::read_audit, recorded).await? {
+        Seen::All => Ok(None),
+        Seen::Only(namespaces) => Ok(Some(namespaces.into_iter().collect())),
+    }
+}
+
 impl ListQuery {
     fn filter(&self) -> Result<EntryFilter, Problem> {
         Ok(EntryFilter {
@@ -132,6 +150,7 @@ impl ListQuery {
             outcome: self.outcome,
             since: time("since", self.since.as_deref())?,
             until: time("until", self.until.as_deref())?,
+            within: None,
         })
     }
 }

@@ -9,20 +9,21 @@ use uuid::Uuid;
 
 use super::super::{
     App, Freshness, etag,
-    extract::{InNamespace, Query, Target},
+    extract::{From, InNamespace, Query, Target},
     negotiate::{Form, negotiate},
     page,
     problem::{Problem, ProblemBody},
 };
 use crate::{
+    auth::{AuthError, Caller},
     domain::{
+        access::Access,
         daemonset::{Counts, DaemonSet, ManagedBy, UpdateStrategy},
         key::{Key, Namespace},
         revision::{History, RevisionNumber},
         rollout::{Phase, Rollout},
         template::ContainerImage,
     },
-    http::From,
     kubernetes::selector::LabelSelector,
 };
 
@@ -59,9 +60,43 @@ pub struct DaemonSetSummary {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_rollback: Option<Uuid>,
     pub links: DaemonSetLinks,
+    /// What the caller may do here; with `include=permissions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permissions: Option<Permissions>,
     /// Present and true when the watch is dead and this may be old.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
+}
+
+/// What a caller may do with a DaemonSet: for a page that greys out what would be refused. Each request
+/// is reviewed again.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Permissions {
+    /// Roll it back, and try to.
+    pub roll_back: bool,
+    /// Change anything of it, so that also a revision that was put there by hand can be rolled back to.
+    pub patch: bool,
+    /// List its revisions.
+    pub list_revisions: bool,
+    /// Read their pod templates, and the images in rollbacks.
+    pub read_revisions: bool,
+    /// Read the audit of its namespace.
+    pub read_audit: bool,
+}
+
+impl Permissions {
+    async fn of(app: &App, caller: &Caller, key: &Key) -> Result<Self, Problem> {
+        let may = async |access| app.authority.may(caller, &access).await.map_err(AuthError::from);
+        let patch = may(Access::patch_daemonset(key)).await?;
+        Ok(Self {
+            roll_back: patch || may(Access::roll_back(key)).await?,
+            patch,
+            list_revisions: may(Access::list_revisions(&key.namespace)).await?,
+            read_revisions: may(Access::get_revisions(&key.namespace)).await?,
+            read_audit: may(Access::read_audit(Some(&key.namespace))).await?,
+        })
+    }
 }
 
 /// Where a DaemonSet's parts are, relative to the server's root.
@@ -125,6 +160,7 @@ impl DaemonSetSummary {
                 open_rollback: open_rollback.map(|id| format!("rollbacks/{id}")),
                 this,
             },
+            permissions: None,
             stale: freshness.is_stale(),
         }
     }
@@ -154,12 +190,16 @@ pub struct ListQuery {
 )]
 pub async fn list_daemon_sets(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<DaemonSetList>, Problem> {
     negotiate(&headers, &[Form::Json])?;
-    list(&app, None, &query)
+    let shown = app.cache.daemonsets(None);
+    let namespaces = shown.keys().map(|key| key.namespace.clone()).collect();
+    let seen = app.authority.seen_by(&caller, Access::list_daemonsets, namespaces).await?;
+    let shown = shown.into_iter().filter(|(key, _)| seen.contains(&key.namespace)).collect();
+    list(&app, None, shown, &query)
 }
 
 /// List the DaemonSets of one namespace
@@ -179,18 +219,20 @@ pub async fn list_daemon_sets(
 )]
 pub async fn list_namespaced_daemon_sets(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     InNamespace(namespace): InNamespace,
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<DaemonSetList>, Problem> {
     negotiate(&headers, &[Form::Json])?;
-    list(&app, Some(&namespace), &query)
+    app.authority.require(&caller, Access::list_daemonsets(Some(&namespace))).await?;
+    list(&app, Some(&namespace), app.cache.daemonsets(Some(&namespace)), &query)
 }
 
 fn list(
     app: &App,
     namespace: Option<&Namespace>,
+    shown: BTreeMap<Key, Arc<DaemonSet>>,
     query: &ListQuery,
 ) -> Result<JsonAnswer<DaemonSetList>, Problem> {
     let freshness = app.freshness()?;
@@ -200,8 +242,7 @@ fn list(
         .map_err(|error| Problem::parameter("labelSelector", error.to_string()))?;
     let filters = (namespace, selector);
     let after: Option<Key> = page::after(query.r#continue.as_deref(), &filters)?;
-    let all: BTreeMap<Key, Arc<DaemonSet>> = app.cache.daemonsets(namespace);
-    let mut wanted = all
+    let mut wanted = shown
         .values()
         .filter(|daemonset| after.as_ref().is_none_or(|after| daemonset.key > *after))
         .filter(|daemonset| labels.matches(&daemonset.labels));
@@ -223,6 +264,7 @@ fn list(
     params(
         ("namespace" = String, Path, description = "Name of a namespace", example = "monitoring"),
         ("name" = String, Path, description = "Name of a DaemonSet", example = "agent"),
+        ("include" = Option<Include>, Query, description = "What to tell beside"),
         ("If-None-Match" = Option<String>, Header, description = "Entity tags that the caller has"),
     ),
     responses(
@@ -234,16 +276,35 @@ fn list(
 )]
 pub async fn get_daemon_set(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     Target(key): Target,
     headers: HeaderMap,
-    Query(NoQuery {}): Query<NoQuery>,
+    Query(query): Query<GetQuery>,
 ) -> Result<Response, Problem> {
     negotiate(&headers, &[Form::Json])?;
+    app.authority.require(&caller, Access::get_daemonset(&key)).await?;
     let freshness = app.freshness()?;
     let daemonset = app.daemonset(&key).await?;
     let history = app.history(&daemonset).await?;
-    Ok(etag::json(&headers, &daemonset, &DaemonSetSummary::of(&app, &daemonset, &history, freshness)))
+    let mut summary = DaemonSetSummary::of(&app, &daemonset, &history, freshness);
+    if let Some(Include::Permissions) = query.include {
+        summary.permissions = Some(Permissions::of(&app, &caller, &key).await?);
+    }
+    Ok(etag::json(&headers, &daemonset, &summary))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetQuery {
+    include: Option<Include>,
+}
+
+/// What to tell of a DaemonSet beside itself.
+#[derive(Clone, Copy, Debug, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Include {
+    /// What the caller may do with it.
+    Permissions,
 }
 
 /// No query parameter is known.

@@ -9,7 +9,11 @@ use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::{App, MAX_BODY, extract::Query, problem::Problem},
+    super::{
+        App, MAX_BODY, Open,
+        extract::{From, Query},
+        problem::Problem,
+    },
     daemonsets::NoQuery,
 };
 
@@ -46,7 +50,11 @@ pub struct VersionLimits {
     (status = 200, description = "Versions and limits", body = Version),
     (status = "4XX", description = "The request can't be answered", body = super::super::problem::ProblemBody, content_type = "application/problem+json"),
 ))]
-pub async fn get_version(State(app): State<App>, Query(NoQuery {}): Query<NoQuery>) -> JsonAnswer<Version> {
+pub async fn get_version(
+    State(app): State<App>,
+    _: From,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> JsonAnswer<Version> {
     JsonAnswer(Version {
         version: env!("CARGO_PKG_VERSION"),
         cluster: app.cluster_name.clone(),
@@ -60,7 +68,7 @@ pub async fn get_version(State(app): State<App>, Query(NoQuery {}): Query<NoQuer
 }
 
 /// Tell whether the process works
-#[utoipa::path(get, path = "/livez", tag = "operations", responses(
+#[utoipa::path(get, path = "/livez", tag = "operations", security(()), responses(
     (status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok"),
     (status = "4XX", description = "The request can't be answered", body = super::super::problem::ProblemBody, content_type = "application/problem+json"),
 ))]
@@ -78,7 +86,7 @@ pub struct ProbeQuery {
 ///
 /// Ready once the cluster has been read and the audit store is open; not ready any more when stopping.
 /// A store that fails later is told by `verbose`, and does not make it unready: reads and streams go on.
-#[utoipa::path(get, path = "/readyz", tag = "operations",
+#[utoipa::path(get, path = "/readyz", tag = "operations", security(()),
     params(("verbose" = Option<String>, Query, description = "Tell each check")),
     responses(
         (status = 200, description = "They should", body = String, content_type = "text/plain", example = "ok"),
@@ -115,11 +123,16 @@ pub async fn get_readiness(
 }
 
 /// Get metrics
+///
+/// Without a token only if rollbackd was started with `--anonymous metrics`.
 #[utoipa::path(get, path = "/metrics", tag = "operations", responses(
     (status = 200, description = "All metrics, in the OpenMetrics text format", body = String, content_type = "application/openmetrics-text"),
     (status = "4XX", description = "The request can't be answered", body = super::super::problem::ProblemBody, content_type = "application/problem+json"),
 ))]
-pub async fn get_metrics(State(app): State<App>) -> Response {
+pub async fn get_metrics(State(app): State<App>, from: Result<From, Problem>) -> Result<Response, Problem> {
+    if !app.open.contains(&Open::Metrics) {
+        from?;
+    }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
+    Ok(([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response())
 }

@@ -11,14 +11,15 @@ use serde_json::Value;
 
 use super::{
     super::{
-        App, Freshness, From, etag,
-        extract::{PathParams, Query, Target},
+        App, Freshness, etag,
+        extract::{From, PathParams, Query, Target},
         negotiate::{Form, negotiate},
         problem::{Kind, Problem, ProblemBody},
     },
     daemonsets::{NoQuery, link},
 };
 use crate::domain::{
+    access::Access,
     daemonset::DaemonSet,
     diff::yaml,
     key::Key,
@@ -131,12 +132,14 @@ impl RevisionView {
 )]
 pub async fn list_revisions(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     Target(key): Target,
     headers: HeaderMap,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<Response, Problem> {
     let form = negotiate(&headers, &[Form::Json, Form::Text])?;
+    app.authority.require(&caller, Access::get_daemonset(&key)).await?;
+    app.authority.require(&caller, Access::list_revisions(&key.namespace)).await?;
     let freshness = app.freshness()?;
     let daemonset = app.daemonset(&key).await?;
     let history = app.history(&daemonset).await?;
@@ -174,7 +177,7 @@ pub async fn list_revisions(
 )]
 pub async fn get_revision(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     Target(key): Target,
     params: PathParams,
     headers: HeaderMap,
@@ -182,6 +185,8 @@ pub async fn get_revision(
 ) -> Result<Response, Problem> {
     let form = negotiate(&headers, &[Form::Json, Form::Yaml, Form::Text])?;
     let wanted: RevisionRef = params.get("revision").parse().map_err(malformed)?;
+    app.authority.require(&caller, Access::get_daemonset(&key)).await?;
+    app.authority.require(&caller, right(&key, &wanted)).await?;
     let freshness = app.freshness()?;
     let daemonset = app.daemonset(&key).await?;
     let history = history_with(&app, &daemonset, &wanted).await?;
@@ -197,6 +202,15 @@ pub async fn get_revision(
             };
             Ok(etag::json(&headers, &daemonset, &detail))
         }
+    }
+}
+
+/// Which number a revision has is found out by a look at all of them, so that only a name is asked about
+/// by name.
+fn right(key: &Key, wanted: &RevisionRef) -> Access {
+    match wanted {
+        RevisionRef::Number(_) => Access::get_revisions(&key.namespace),
+        RevisionRef::ControllerRevision(name) => Access::get_revision(&key.namespace, name),
     }
 }
 

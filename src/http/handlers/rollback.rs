@@ -1,10 +1,8 @@
 //! `POST …/rollback`.
 
-use std::net::SocketAddr;
-
 use axum::{
     Extension, Json as JsonAnswer,
-    extract::{ConnectInfo, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -14,15 +12,16 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        App, From,
+        App, Depth,
+        caller::Source,
         edge::Id,
         etag::etag,
-        extract::{Json, Query, Target},
+        extract::{At, Json, Query, Target},
         negotiate::{Form, negotiate},
         problem::{Kind, Problem, ProblemBody},
     },
     daemonsets::{NoQuery, link},
-    rollbacks::RollbackView,
+    rollbacks::{RollbackView, shown},
 };
 use crate::{
     domain::{
@@ -144,9 +143,12 @@ pub struct RollbackPreview {
     pub to: RevisionInfo,
     pub warnings: Vec<Warning>,
     pub message: String,
-    /// What would change in the pod template, after admission.
-    pub diff: TemplateDiff,
+    /// What would change in the pod template, after admission; only for who may read ControllerRevisions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diff: Option<TemplateDiff>,
     pub requested_by: Actor,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_behalf_of: Option<Actor>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub requested_at: Timestamp,
@@ -163,7 +165,7 @@ pub struct PreviewLinks {
 }
 
 impl RollbackPreview {
-    fn of(app: &App, preview: Preview) -> Self {
+    fn of(app: &App, preview: Preview, depth: Depth) -> Self {
         let etag = etag(&preview.uid, preview.live_generation, preview.id.as_bytes());
         Self {
             id: preview.id,
@@ -174,12 +176,13 @@ impl RollbackPreview {
             name: preview.key.name.to_string(),
             uid: preview.uid,
             generation: preview.generation,
-            from: preview.from,
-            to: preview.to,
+            from: preview.from.map(|from| shown(from, depth)),
+            to: shown(preview.to, depth),
             warnings: preview.warnings,
             message: preview.message,
-            diff: preview.diff,
+            diff: (depth == Depth::Whole).then_some(preview.diff),
             requested_by: preview.origin.requested_by,
+            on_behalf_of: preview.origin.on_behalf_of,
             reason: preview.origin.reason,
             requested_at: preview.requested_at,
             etag,
@@ -229,9 +232,9 @@ pub enum RollbackResult {
 #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
 pub async fn roll_back(
     State(app): State<App>,
-    Extension(caller): From,
+    At(arrival): At,
     Extension(Id(request_id)): Extension<Id>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Source(source): Source,
     Target(key): Target,
     Query(NoQuery {}): Query<NoQuery>,
     headers: HeaderMap,
@@ -240,19 +243,20 @@ pub async fn roll_back(
     let form = negotiate(&headers, &[Form::Json, Form::Text])?;
     let request = body.check(app.require_reason)?;
     let origin = Origin {
-        requested_by: caller.actor().clone(),
-        on_behalf_of: None,
+        requested_by: arrival.actor(),
+        on_behalf_of: arrival.on_behalf_of(),
         reason: request.reason.clone(),
         request_id,
-        source: Some(peer.ip().to_string()),
+        source: Some(source.to_string()),
     };
-    let grant = app.authority.grant_rollback(&caller, &key);
+    let (caller, grant) = app.rollbacks.authorize(arrival, &key, &origin, request.mode).await?;
     let meanwhile = kubectl::undo_command(&key, &request.to);
     let outcome = app.rollbacks.roll_back(grant, origin, request).await.map_err(|error| match error {
         RollbackError::Cluster(crate::kubernetes::ClusterError::NotFound) => Problem::no_daemonset(&key),
         error => Problem::from(error).or_type(meanwhile),
     })?;
-    Ok(answer(&app, &key, form, outcome))
+    let depth = app.depth(&caller, &key.namespace).await;
+    Ok(answer(&app, &key, form, depth, outcome))
 }
 
 impl Body {
@@ -284,7 +288,7 @@ impl Body {
     }
 }
 
-fn answer(app: &App, key: &Key, form: Form, outcome: Outcome) -> Response {
+fn answer(app: &App, key: &Key, form: Form, depth: Depth, outcome: Outcome) -> Response {
     let (status, undo, dry_run) = match &outcome {
         Outcome::Made(_) => (StatusCode::ACCEPTED, Undo::RolledBack, false),
         Outcome::Skipped { number, .. } => (StatusCode::OK, Undo::Skipped(number.0), false),
@@ -311,9 +315,11 @@ fn answer(app: &App, key: &Key, form: Form, outcome: Outcome) -> Response {
             ([(header::CONTENT_TYPE, Form::Text.content_type())], body).into_response()
         }
         (_, Outcome::Made(rollback) | Outcome::Skipped { rollback, .. }) => {
-            JsonAnswer(RollbackView::of(app, &rollback)).into_response()
+            JsonAnswer(RollbackView::of(app, &rollback, depth)).into_response()
         }
-        (_, Outcome::Previewed(preview)) => JsonAnswer(RollbackPreview::of(app, preview)).into_response(),
+        (_, Outcome::Previewed(preview)) => {
+            JsonAnswer(RollbackPreview::of(app, preview, depth)).into_response()
+        }
     };
     *response.status_mut() = status;
     let headers = response.headers_mut();

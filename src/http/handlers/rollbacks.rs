@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        App, From,
+        App, Depth,
         etag::etag,
-        extract::{PathParams, Query, time},
+        extract::{From, PathParams, Query, time},
         negotiate::{Form, negotiate},
         page,
         problem::{Kind, Problem, ProblemBody},
@@ -24,7 +24,9 @@ use super::{
 };
 use crate::{
     audit::RollbackFilter,
+    auth::{AuthError, Caller},
     domain::{
+        access::Access,
         actor::Actor,
         key::{Name, Namespace},
         revision::RevisionNumber,
@@ -100,7 +102,7 @@ pub struct RollbackList {
 impl RollbackView {
     /// Takes what callers see of a rollback.
     #[must_use]
-    pub fn of(app: &App, rollback: &Rollback) -> Self {
+    pub fn of(app: &App, rollback: &Rollback, depth: Depth) -> Self {
         let daemon_set = link(&rollback.key);
         let generation = rollback.generation.map(|generation| format!("?generation={generation}"));
         let state = format!("{}{}", rollback.id, rollback.state.as_str());
@@ -112,8 +114,8 @@ impl RollbackView {
             name: rollback.key.name.to_string(),
             uid: rollback.uid.clone(),
             generation: rollback.generation,
-            from: rollback.from.clone(),
-            to: rollback.to.clone(),
+            from: rollback.from.clone().map(|from| shown(from, depth)),
+            to: shown(rollback.to.clone(), depth),
             new_revision: rollback.new_revision,
             warnings: rollback.warnings.clone(),
             message: rollback.message.clone(),
@@ -133,6 +135,31 @@ impl RollbackView {
     }
 }
 
+/// A revision as a caller sees it.
+#[must_use]
+pub fn shown(mut revision: RevisionInfo, depth: Depth) -> RevisionInfo {
+    if depth == Depth::Numbers {
+        revision.images.clear();
+    }
+    revision
+}
+
+/// Whether a caller sees a rollback: their own, and those of DaemonSets that they may read.
+async fn sees(app: &App, caller: &Caller, rollback: &Rollback) -> Result<bool, Problem> {
+    if caller.asked_for(rollback) {
+        return Ok(true);
+    }
+    let (key, namespace) = (&rollback.key, &rollback.key.namespace);
+    let rights =
+        [Access::get_daemonsets(None), Access::get_daemonsets(Some(namespace)), Access::get_daemonset(key)];
+    for right in rights {
+        if app.authority.may(caller, &right).await.map_err(AuthError::from)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
@@ -148,6 +175,9 @@ pub struct ListQuery {
 }
 
 /// List the rollbacks made here
+///
+/// Those of DaemonSets that the caller may `get`, and the caller's own. A page may hold fewer items than
+/// `limit`, even none, and still have a `continue`: what the caller may not see is left out.
 #[utoipa::path(
     get, path = "/rollbacks", tag = "rollbacks",
     params(
@@ -167,7 +197,7 @@ pub struct ListQuery {
 )]
 pub async fn list_rollbacks(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<RollbackList>, Problem> {
@@ -186,7 +216,13 @@ pub async fn list_rollbacks(
     let more = found.len() > limit as usize;
     found.truncate(limit as usize);
     let next = found.last().filter(|_| more).map(|rollback| page::token(&rollback.id, &query));
-    let items = found.iter().map(|rollback| RollbackView::of(&app, rollback)).collect();
+    let mut items = Vec::new();
+    for rollback in found {
+        if sees(&app, &caller, &rollback).await? {
+            let depth = app.depth(&caller, &rollback.key.namespace).await;
+            items.push(RollbackView::of(&app, &rollback, depth));
+        }
+    }
     Ok(JsonAnswer(RollbackList { items, next }))
 }
 
@@ -208,14 +244,14 @@ pub async fn list_rollbacks(
             (RollbackView = "text/event-stream"),
         )),
         (status = 204, description = "The stream that `Last-Event-ID` speaks of has ended"),
-        (status = 404, description = "No such rollback", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "No such rollback, or none that the caller may see", body = ProblemBody, content_type = "application/problem+json"),
         (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The audit store is out of reach", body = ProblemBody, content_type = "application/problem+json"),
     ),
 )]
 pub async fn get_rollback(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     params: PathParams,
     headers: HeaderMap,
     Query(NoQuery {}): Query<NoQuery>,
@@ -228,19 +264,25 @@ pub async fn get_rollback(
         Some(states) => states.borrow().as_ref().clone(),
         None => app.store.rollback(id).await?.ok_or_else(|| no_rollback(id))?,
     };
+    if !sees(&app, &caller, &recorded).await? {
+        return Err(no_rollback(id));
+    }
+    let depth = app.depth(&caller, &recorded.key.namespace).await;
     if form == Form::Json {
         let headers = [(header::CACHE_CONTROL, "no-cache")];
-        return Ok((headers, JsonAnswer(RollbackView::of(&app, &recorded))).into_response());
+        return Ok((headers, JsonAnswer(RollbackView::of(&app, &recorded, depth))).into_response());
     }
+    let right = (!caller.asked_for(&recorded)).then(|| Access::get_daemonset(&recorded.key));
     Ok(match states {
-        Some(states) => sse::response(sse::rollback(app, states)),
+        Some(states) => sse::response(sse::rollback(app, states, depth, caller, right)),
         None if sse::last_event_id(&headers) == Some(&sse::rollback_event_id(&recorded)) => {
             StatusCode::NO_CONTENT.into_response()
         }
-        None => sse::response(sse::ended(&app, &recorded)),
+        None => sse::response(sse::ended(&app, &recorded, depth)),
     })
 }
 
+/// Also where there is one that the caller may not see.
 fn no_rollback(id: Uuid) -> Problem {
     Problem::new(Kind::RollbackNotFound, format!("no rollback {id} was made here"))
 }

@@ -13,8 +13,8 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::{
     super::{
-        App, From,
-        extract::{Query, Target, number},
+        App,
+        extract::{From, Query, Target, number},
         negotiate::{Form, negotiate},
         problem::{Kind, Problem, ProblemBody},
         sse::{self, Pinned, StaleEvent},
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     audit::RollbackFilter,
     domain::{
+        access::Access,
         daemonset::{Counts, DaemonSet, UpdateStrategy},
         key::Key,
         rollout::Phase,
@@ -156,13 +157,15 @@ pub struct StatusQuery {
 )]
 pub async fn get_rollout_status(
     State(app): State<App>,
-    _: From,
+    From(caller): From,
     Target(key): Target,
     headers: HeaderMap,
     Query(query): Query<StatusQuery>,
 ) -> Result<Response, Problem> {
     let form = negotiate(&headers, &[Form::Json, Form::Text, Form::EventStream])?;
     let generation = number("generation", query.generation.as_deref(), 1..=i64::MAX)?;
+    let right = Access::get_daemonset(&key);
+    app.authority.require(&caller, right.clone()).await?;
     let freshness = app.freshness()?;
     // Who asks right after a rollback was made here is not told of the template before it.
     let made = app.rollbacks.open(&key).and_then(|rollback| rollback.generation);
@@ -177,7 +180,7 @@ pub async fn get_rollout_status(
                 Some(generation) => Some(pin(&app, &frame.daemonset, generation).await),
                 None => None,
             };
-            Ok(sse::response(sse::rollout(app, key, listener, pinned)))
+            Ok(sse::response(sse::rollout(app, key, listener, pinned, caller, right)))
         }
         Form::Text => {
             let note = frame.rollout.note.filter(|_| frame.daemonset.strategy == UpdateStrategy::OnDelete);

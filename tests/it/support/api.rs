@@ -12,6 +12,8 @@ use super::{sse::Events, wait::until};
 pub struct Api {
     http: reqwest::Client,
     base: String,
+    /// Sent with each request.
+    headers: HeaderMap,
 }
 
 /// What was answered.
@@ -51,11 +53,30 @@ impl Answer {
 
 impl Api {
     pub fn new(address: SocketAddr) -> Self {
-        Self { http: reqwest::Client::new(), base: format!("http://{address}") }
+        Self { http: reqwest::Client::new(), base: format!("http://{address}"), headers: HeaderMap::new() }
+    }
+
+    /// The same rollbackd, asked with a bearer token.
+    pub fn with_token(&self, token: &str) -> Self {
+        self.with_headers(&[("authorization", &format!("Bearer {token}"))])
+    }
+
+    /// The same rollbackd, asked with these headers.
+    pub fn with_headers(&self, headers: &[(&str, &str)]) -> Self {
+        let mut all = HeaderMap::new();
+        for (name, value) in headers {
+            let name: reqwest::header::HeaderName = name.parse().expect("a header");
+            all.append(name, value.parse().expect("a header's value"));
+        }
+        Self { headers: all, ..self.clone() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base))
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        request
     }
 
     pub async fn send(&self, request: RequestBuilder) -> Answer {

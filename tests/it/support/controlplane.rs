@@ -11,7 +11,10 @@ use std::{
     sync::{LazyLock, OnceLock},
 };
 
-use super::faults::{FaultLayer, Faults};
+use super::{
+    account,
+    faults::{FaultLayer, Faults},
+};
 use kube::{
     Client, Config,
     client::ClientBuilder,
@@ -114,7 +117,14 @@ impl ControlPlane {
         let stdout = supervisor.stdout.take().expect("stdout is piped");
         let ready = BufReader::new(stdout).lines().map_while(Result::ok).any(|line| line == "ready");
         assert!(ready, "the control plane did not start: run tests/controlplane/up to see why");
-        Self(Parts::Real { state, _stdin: stdin, supervisor })
+        let started = Self(Parts::Real { state, _stdin: stdin, supervisor });
+        account::install(&started);
+        started
+    }
+
+    /// A file of the state directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.state().join(name)
     }
 
     /// The kubectl that was built with the control plane.
@@ -122,7 +132,7 @@ impl ControlPlane {
         self.state().join("bin/kubectl")
     }
 
-    /// The kubeconfig of a user: `admin`, `alice`, `bob`.
+    /// The kubeconfig of a user: `admin`, `alice`, `bob`, or rollbackd itself.
     pub fn kubeconfig(&self, user: &str) -> PathBuf {
         self.state().join(format!("{user}.kubeconfig"))
     }
@@ -164,7 +174,7 @@ impl ControlPlane {
         let unsimulated = Unsimulated::default();
         let client = match self.sandbox() {
             Some(sandbox) => {
-                assert_eq!(user, "admin", "{REAL_ONLY}");
+                assert!(["admin", account::USER].contains(&user), "{REAL_ONLY}");
                 Client::new(FaultLayer(faults).layer(sandbox.router(unsimulated.clone())), "default")
             }
             None => {

@@ -1,5 +1,6 @@
 //! What every test stands on.
 
+pub mod account;
 pub mod api;
 pub mod controlplane;
 pub mod faults;
@@ -7,6 +8,7 @@ pub mod following;
 pub mod hand;
 pub mod history;
 pub mod kubectl;
+pub mod people;
 pub mod program;
 pub mod raw;
 pub mod rollbackd;

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use rollbackd::{
+    auth::Pace,
     config::{Cli, Command},
     sandbox::Unsimulated,
     server::{Server, Timing},
@@ -11,7 +12,7 @@ use rollbackd::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{api::Api, controlplane::ControlPlane, faults::Faults, wait::until};
+use super::{account, api::Api, controlplane::ControlPlane, faults::Faults, wait::until};
 
 /// A running rollbackd.
 pub struct Rollbackd {
@@ -28,11 +29,13 @@ pub struct Rollbackd {
 /// How to start it.
 pub struct Setup<'a> {
     pub control_plane: &'a ControlPlane,
-    /// Flags beside `--auth none`, `--listen` and `--store`; `--drain-delay` is 0s unless given.
+    /// Flags beside `--auth`, `--listen` and `--store`; `--drain-delay` is 0s unless given.
     pub flags: &'a [&'a str],
     pub timing: Timing,
     /// Whose account it has in the cluster.
     pub user: &'a str,
+    /// How it authenticates callers.
+    pub auth: &'a str,
     /// What goes wrong from its first request on.
     pub faults: Faults,
 }
@@ -43,9 +46,25 @@ impl<'a> Setup<'a> {
             control_plane,
             flags: &[],
             timing: Timing::default(),
-            user: "admin",
+            user: account::USER,
+            auth: "none",
             faults: Faults::default(),
         }
+    }
+}
+
+impl<'a> Setup<'a> {
+    /// With the cluster's authentication and RBAC, and reviews that are remembered only for moments.
+    pub fn guarded(control_plane: &'a ControlPlane) -> Self {
+        let mut timing = Timing::default();
+        timing.reviews = Pace {
+            yes: Duration::from_millis(200),
+            no: Duration::from_millis(100),
+            again: Duration::from_millis(400),
+            patience: Duration::from_secs(2),
+            ..timing.reviews
+        };
+        Self { auth: "kubernetes", timing, ..Self::new(control_plane) }
     }
 }
 
@@ -67,6 +86,11 @@ impl Rollbackd {
         started
     }
 
+    /// Starts it with the cluster's authentication and RBAC, and waits until it is ready.
+    pub async fn guarded() -> Self {
+        Self::start_with(Setup::guarded(ControlPlane::shared())).await
+    }
+
     /// Starts it without waiting.
     pub async fn launch(setup: Setup<'_>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -76,7 +100,7 @@ impl Rollbackd {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let url = format!("sqlite:{}", store.display());
-        let line = ["rollbackd", "serve", "--auth", "none", "--store", &url];
+        let line = ["rollbackd", "serve", "--auth", setup.auth, "--store", &url];
         let slow = setup.flags.contains(&"--drain-delay");
         let line = line.into_iter().chain((!slow).then_some("--drain-delay=0s"));
         let line = line.chain(setup.flags.iter().copied());

@@ -3,14 +3,19 @@
 //! The only place that knows which status an error has. A handler returns a [`Problem`]; the edge
 //! ([`super::edge`]) gives it the request's id and writes it in the form that the caller accepts.
 
+mod kind;
+
 use std::{error::Error as StdError, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
+pub use kind::Kind;
+
 use crate::{
     audit::StoreError,
+    auth::AuthError,
     domain::{
         key::Key,
         kubectl,
@@ -20,184 +25,6 @@ use crate::{
     kubernetes::ClusterError,
     rollbacks::RollbackError,
 };
-
-/// Where the kinds of problems are documented.
-const TYPE_BASE: &str = "https://rollbackd.dev/problems/";
-
-/// Kind of a problem; its slug ends the `type` URI and never changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    InvalidRequest,
-    UnsupportedHeader,
-    ForbiddenOrigin,
-    NamespaceNotServed,
-    DaemonSetNotFound,
-    RevisionNotFound,
-    RollbackNotFound,
-    UnknownPath,
-    MethodNotAllowed,
-    NotAcceptable,
-    RequestTimeout,
-    RollbackInProgress,
-    Modified,
-    NotRecorded,
-    UnexpectedRevision,
-    BodyTooLarge,
-    UnsupportedMediaType,
-    ReasonRequired,
-    UnknownRevision,
-    NoPreviousRevision,
-    AmbiguousRevision,
-    NotRestorable,
-    BeingDeleted,
-    UnknownGeneration,
-    Warned,
-    RefusedByApiServer,
-    NotReady,
-    Stale,
-    Behind,
-    ClusterUnavailable,
-    MissingRight,
-    StoreUnavailable,
-    Internal,
-}
-
-impl Kind {
-    /// All kinds, for the document.
-    pub const ALL: [Self; 33] = [
-        Self::InvalidRequest,
-        Self::UnsupportedHeader,
-        Self::ForbiddenOrigin,
-        Self::NamespaceNotServed,
-        Self::DaemonSetNotFound,
-        Self::RevisionNotFound,
-        Self::RollbackNotFound,
-        Self::UnknownPath,
-        Self::MethodNotAllowed,
-        Self::NotAcceptable,
-        Self::RequestTimeout,
-        Self::RollbackInProgress,
-        Self::Modified,
-        Self::NotRecorded,
-        Self::UnexpectedRevision,
-        Self::BodyTooLarge,
-        Self::UnsupportedMediaType,
-        Self::ReasonRequired,
-        Self::UnknownRevision,
-        Self::NoPreviousRevision,
-        Self::AmbiguousRevision,
-        Self::NotRestorable,
-        Self::BeingDeleted,
-        Self::UnknownGeneration,
-        Self::Warned,
-        Self::RefusedByApiServer,
-        Self::NotReady,
-        Self::Stale,
-        Self::Behind,
-        Self::ClusterUnavailable,
-        Self::MissingRight,
-        Self::StoreUnavailable,
-        Self::Internal,
-    ];
-
-    /// Slug, status and title.
-    #[must_use]
-    pub fn about(self) -> (&'static str, StatusCode, &'static str) {
-        match self {
-            Self::InvalidRequest => ("invalid-request", StatusCode::BAD_REQUEST, "The request is malformed"),
-            Self::UnsupportedHeader => {
-                ("unsupported-header", StatusCode::BAD_REQUEST, "A header of the request is not supported")
-            }
-            Self::ForbiddenOrigin => {
-                ("forbidden-origin", StatusCode::FORBIDDEN, "The request comes from where none may come from")
-            }
-            Self::NamespaceNotServed => {
-                ("namespace-not-served", StatusCode::FORBIDDEN, "This namespace is not served here")
-            }
-            Self::DaemonSetNotFound => ("daemonset-not-found", StatusCode::NOT_FOUND, "No such DaemonSet"),
-            Self::RevisionNotFound => ("revision-not-found", StatusCode::NOT_FOUND, "No such revision"),
-            Self::RollbackNotFound => ("rollback-not-found", StatusCode::NOT_FOUND, "No such rollback"),
-            Self::UnknownPath => ("unknown-path", StatusCode::NOT_FOUND, "No such path"),
-            Self::MethodNotAllowed => {
-                ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "The path does not know this method")
-            }
-            Self::NotAcceptable => {
-                ("not-acceptable", StatusCode::NOT_ACCEPTABLE, "No accepted media type can be made")
-            }
-            Self::RequestTimeout => {
-                ("request-timeout", StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time")
-            }
-            Self::RollbackInProgress => {
-                ("rollback-in-progress", StatusCode::CONFLICT, "Another rollback is being made")
-            }
-            Self::Modified => ("modified", StatusCode::CONFLICT, "The DaemonSet was changed in between"),
-            Self::NotRecorded => {
-                ("not-recorded", StatusCode::CONFLICT, "The running template is not a revision yet")
-            }
-            Self::UnexpectedRevision => {
-                ("unexpected-revision", StatusCode::PRECONDITION_FAILED, "Another revision is running")
-            }
-            Self::BodyTooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
-            Self::UnsupportedMediaType => {
-                ("unsupported-media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not JSON")
-            }
-            Self::ReasonRequired => {
-                ("reason-required", StatusCode::UNPROCESSABLE_ENTITY, "A rollback needs a reason here")
-            }
-            Self::UnknownRevision => {
-                ("unknown-revision", StatusCode::UNPROCESSABLE_ENTITY, "No such revision")
-            }
-            Self::NoPreviousRevision => {
-                ("no-previous-revision", StatusCode::UNPROCESSABLE_ENTITY, "There is no previous revision")
-            }
-            Self::AmbiguousRevision => {
-                ("ambiguous-revision", StatusCode::UNPROCESSABLE_ENTITY, "Several revisions have this number")
-            }
-            Self::NotRestorable => {
-                ("not-restorable", StatusCode::UNPROCESSABLE_ENTITY, "The revision can't be restored")
-            }
-            Self::BeingDeleted => {
-                ("being-deleted", StatusCode::UNPROCESSABLE_ENTITY, "The DaemonSet is being deleted")
-            }
-            Self::UnknownGeneration => {
-                ("unknown-generation", StatusCode::UNPROCESSABLE_ENTITY, "No such generation yet")
-            }
-            Self::Warned => {
-                ("warned", StatusCode::UNPROCESSABLE_ENTITY, "There are warnings and failOnWarning is set")
-            }
-            Self::RefusedByApiServer => (
-                "refused-by-api-server",
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "The API server refused the change",
-            ),
-            Self::NotReady => ("not-ready", StatusCode::SERVICE_UNAVAILABLE, "rollbackd is still starting"),
-            Self::Stale => {
-                ("stale", StatusCode::SERVICE_UNAVAILABLE, "The cluster has not been seen for long")
-            }
-            Self::Behind => {
-                ("behind", StatusCode::SERVICE_UNAVAILABLE, "The change has not been seen here yet")
-            }
-            Self::ClusterUnavailable => (
-                "cluster-unavailable",
-                StatusCode::SERVICE_UNAVAILABLE,
-                "The Kubernetes API server is not available",
-            ),
-            Self::MissingRight => {
-                ("missing-right", StatusCode::SERVICE_UNAVAILABLE, "rollbackd's own account lacks a right")
-            }
-            Self::StoreUnavailable => {
-                ("store-unavailable", StatusCode::SERVICE_UNAVAILABLE, "The audit store is not available")
-            }
-            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "rollbackd failed"),
-        }
-    }
-
-    /// The `type` URI.
-    #[must_use]
-    pub fn uri(self) -> String {
-        format!("{TYPE_BASE}{}", self.about().0)
-    }
-}
 
 /// An error on its way to the caller.
 #[derive(Clone, Debug)]
@@ -312,6 +139,21 @@ impl Problem {
         Self::new(Kind::DaemonSetNotFound, kubectl::not_found(&key.name))
     }
 
+    /// Whether the caller may can't be asked, so that the answer is not yes.
+    fn unanswered_review(error: ClusterError) -> Self {
+        match error {
+            ClusterError::Busy { .. } | ClusterError::Unavailable { .. } | ClusterError::Forbidden { .. } => {
+                error.into()
+            }
+            ClusterError::NotFound
+            | ClusterError::Conflict
+            | ClusterError::Replaced
+            | ClusterError::Refused { .. } => {
+                Self::new(Kind::ClusterUnavailable, "the Kubernetes API server does not review requests")
+            }
+        }
+    }
+
     /// The same, as a problem of another kind.
     #[must_use]
     pub fn of_kind(self, kind: Kind) -> Self {
@@ -371,6 +213,9 @@ impl Problem {
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
+        if let Some(challenge) = self.kind.challenge() {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
         (status, headers, body).into_response()
     }
 
@@ -381,6 +226,7 @@ impl Problem {
         let command = command.unwrap_or_default();
         match self.kind {
             Kind::DaemonSetNotFound => format!("Error from server (NotFound): {detail}\n"),
+            Kind::Forbidden => format!("Error from server (Forbidden): {detail}\n"),
             _ => format!("error: {detail}{command}\n"),
         }
     }
@@ -408,6 +254,10 @@ impl From<Refusal> for Problem {
             Refusal::UnexpectedRevision { .. } => {
                 Self::pointer(Kind::UnexpectedRevision, "/expectedRevision", detail)
             }
+            Refusal::Planted { .. } => Self::pointer(Kind::PlantedRevision, "/toRevision", detail),
+            Refusal::NotSeen { .. } => {
+                Self::new(Kind::NotRecorded, detail).retry_after(Duration::from_secs(1))
+            }
             Refusal::Warned { warnings } => Self { warnings, ..Self::new(Kind::Warned, detail) },
         }
     }
@@ -429,6 +279,19 @@ impl From<ClusterError> for Problem {
                     None => problem,
                 }
             }
+        }
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        let detail = error.to_string();
+        match error {
+            AuthError::NoToken => Self::new(Kind::NoToken, detail),
+            AuthError::InvalidToken => Self::new(Kind::InvalidToken, detail),
+            AuthError::Denied(_) | AuthError::TooManyNamespaces(_) => Self::new(Kind::Forbidden, detail),
+            AuthError::NeverImpersonated(_) => Self::new(Kind::NeverImpersonated, detail),
+            AuthError::Cluster(error) => Self::unanswered_review(error),
         }
     }
 }
@@ -474,6 +337,7 @@ impl From<RollbackError> for Problem {
                 problem.detail.push_str(", so that the rollback can't be recorded; nothing was changed");
                 problem
             }
+            RollbackError::Auth(error) => error.into(),
             RollbackError::Interrupted => Self::new(Kind::Internal, detail),
         }
     }

@@ -1,0 +1,111 @@
+//! What somebody should know before a rollback is made.
+
+use serde::{Deserialize, Serialize};
+
+use super::Standing;
+use crate::domain::{
+    daemonset::{DaemonSet, LAST_APPLIED, UpdateStrategy},
+    revision::Revision,
+};
+
+/// Something that the caller should know before the rollback is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Warning {
+    pub code: WarningCode,
+    /// What will happen.
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// Stable name of a warning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WarningCode {
+    /// `kubectl apply` manages it from a file, and may undo the rollback.
+    LastApplied,
+    /// Pods are replaced only when somebody deletes them.
+    OnDelete,
+    /// Pods are ready but not yet for `minReadySeconds`: the controller replaces them all at once.
+    MinReadySeconds,
+    /// The live template is not in the history yet, and may be lost.
+    NotRecorded,
+    /// The target came up while rollbackd watched, and its template was never the running one.
+    NeverRunning,
+    /// The target came up while rollbackd could not watch, so that nobody saw its template running.
+    NotWatched,
+}
+
+/// Warnings about the DaemonSet as it is.
+pub(super) fn warnings(daemonset: &DaemonSet, current: Option<&Revision>) -> Vec<Warning> {
+    let name = &daemonset.key.name;
+    let mut warnings = Vec::new();
+    let mut warn = |code, message, fix: &str| {
+        warnings.push(Warning { code, message, fix: fix.to_owned() });
+    };
+    if daemonset.annotations.contains_key(LAST_APPLIED) {
+        warn(
+            WarningCode::LastApplied,
+            // kubectl's words, from `rollout_undo.go`.
+            format!(
+                "resource daemonsets/{name} was previously managed with 'kubectl apply'. Rolling back will not update the {LAST_APPLIED} annotation, which may cause unexpected behavior on future 'kubectl apply' operations. Consider using 'kubectl apply' with your previous configuration file instead."
+            ),
+            "bring the manifest back to the restored revision before anybody applies it again",
+        );
+    }
+    if daemonset.strategy == UpdateStrategy::OnDelete {
+        warn(
+            WarningCode::OnDelete,
+            format!(
+                "daemonsets/{name} has updateStrategy OnDelete: pods keep running the old template until they are deleted"
+            ),
+            "delete the pods, node by node, after the rollback",
+        );
+    }
+    let status = &daemonset.status;
+    let ready_only = status.number_ready - status.number_available;
+    if daemonset.strategy == UpdateStrategy::RollingUpdate
+        && daemonset.min_ready_seconds > 0
+        && ready_only > 0
+    {
+        warn(
+            WarningCode::MinReadySeconds,
+            format!(
+                "{ready_only} ready pods of daemonsets/{name} have not been ready for minReadySeconds ({} s): they count as unavailable, and the controller will replace all of them at once, whatever maxUnavailable says",
+                daemonset.min_ready_seconds
+            ),
+            "wait until numberAvailable equals numberReady",
+        );
+    }
+    if current.is_none() {
+        warn(
+            WarningCode::NotRecorded,
+            format!(
+                "the controller has not recorded the running template of daemonsets/{name} as a revision yet; after this rollback it may not be in the history"
+            ),
+            "wait until observedGeneration equals generation",
+        );
+    }
+    warnings
+}
+
+/// What to know of a revision that nobody saw running.
+pub(super) fn distrust(target: &Revision, standing: Standing) -> Option<Warning> {
+    let name = &target.controller_revision;
+    let (code, message) = match standing {
+        Standing::Trusted | Standing::NotSeen => return None,
+        Standing::Planted => (
+            WarningCode::NeverRunning,
+            format!(
+                "ControllerRevision {name} appeared while rollbackd was watching, and its template was never the running one: somebody made it by hand"
+            ),
+        ),
+        Standing::Unwatched => (
+            WarningCode::NotWatched,
+            format!(
+                "ControllerRevision {name} appeared while rollbackd could not watch: whether its template has ever been the running one is not known"
+            ),
+        ),
+    };
+    Some(Warning { code, message, fix: "look into the revision before you roll back to it".to_owned() })
+}
