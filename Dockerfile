@@ -31,12 +31,13 @@ RUN case "$TARGETARCH" in \
     name=$(echo "$target" | tr - _) && \
     echo "export CARGO_BUILD_TARGET=$target CC_$name=$cc \
       CARGO_TARGET_$(echo "$name" | tr a-z A-Z)_LINKER=$cc" > /env
-# The dependencies alone, under an empty rollbackd: this layer is made again only when Cargo.lock changes. What was
-# built of rollbackd itself goes away, lest cargo take it for the real one by the times of the files.
+# The dependencies alone, under an empty rollbackd: this layer is made again only when Cargo.lock changes. That the
+# empty one was built is forgotten, lest cargo take it for the real one by the times of the files. (`cargo clean
+# --package` leaves it there.)
 COPY Cargo.toml Cargo.lock ./
 RUN . /env && mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs && \
     cargo build --release --locked && \
-    cargo clean --release --locked --package rollbackd
+    rm -r "target/$CARGO_BUILD_TARGET/release/.fingerprint"/rollbackd-*
 COPY src src
 RUN . /env && cargo build --release --locked && \
     mkdir -p /out/var/lib/rollbackd && cp "target/$CARGO_BUILD_TARGET/release/rollbackd" /out/

@@ -49,8 +49,9 @@ impl Installed {
         let kubectl = Kubectl::new(control_plane, "admin", "rollbackd");
         let deploy = root().join("deploy");
         let install = |path: &str| deploy.join(path).to_str().unwrap().to_owned();
-        kubectl.ok(&["apply", "-k", &install("overlays/sqlite")]).await;
-        kubectl.ok(&["apply", "-f", &install("components/admission-policy/policy.yaml")]).await;
+        let anywhere = Kubectl::new(control_plane, "admin", "");
+        anywhere.ok(&["apply", "-k", &install("overlays/sqlite")]).await;
+        anywhere.ok(&["apply", "-f", &install("components/admission-policy/policy.yaml")]).await;
         let pod = until("the Deployment's pod", async || {
             let pods = kubectl.list("pods").await;
             pods.into_iter().next().ok_or("no pod")
@@ -264,7 +265,8 @@ async fn it_serves_as_the_deployment_says_and_the_examples_work_through_it() {
         there.ok(&[&binding[..], &[&format!("rollbackd:{account}")]].concat()).await;
     }
     for path in ["examples/on-call/on-call.yaml", "examples/slack/rbac.yaml"] {
-        kubectl.ok(&["apply", "-f", root().join("deploy").join(path).to_str().unwrap()]).await;
+        let anywhere = Kubectl::new(&control_plane, "admin", "");
+        anywhere.ok(&["apply", "-f", root().join("deploy").join(path).to_str().unwrap()]).await;
     }
 
     assert_eq!(installed.get("/daemonsets", None).await.0, 401);
