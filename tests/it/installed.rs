@@ -274,6 +274,7 @@ async fn it_serves_as_the_deployment_says_and_the_examples_work_through_it() {
     let (status, agent) = installed.get("/daemonsets/monitoring/agent", Some(&looks)).await;
     assert_eq!((status.as_u16(), &agent["currentRevision"]), (200, &json!(2)), "{agent}");
 
+    the_reader_of_the_readme(&installed, &looks).await;
     the_script(&installed, &looks).await;
     the_slack_command(&installed, &there).await;
 
@@ -285,6 +286,20 @@ async fn it_serves_as_the_deployment_says_and_the_examples_work_through_it() {
     let log = std::fs::read_to_string(installed.folder.path().join("stdout")).unwrap();
     assert!(log.lines().any(|line| line.contains(r#""log":"audit""#)), "{log}");
     assert!(installed.folder.path().join("store/rollbackd.db").exists());
+}
+
+async fn the_reader_of_the_readme(installed: &Installed, looks: &Path) {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let reader = readme.split("```js\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let reader = reader.replace("/demo/", "/monitoring/");
+    let program = format!("const {{ token, rollbackd }} = process.env;\n{reader}");
+    let mut node = Command::new("node");
+    node.args(["--input-type=module", "--eval", &program]).env("rollbackd", &installed.url);
+    node.env("token", std::fs::read_to_string(looks).unwrap().trim());
+    let output =
+        tokio::time::timeout(Duration::from_secs(30), node.output()).await.expect("the stream ends").unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && printed.contains("event: complete\n"), "{printed}");
 }
 
 async fn the_script(installed: &Installed, looks: &Path) {
