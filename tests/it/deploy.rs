@@ -381,6 +381,12 @@ async fn the_kustomization_of_the_readme_renders() {
     ] {
         assert!(rendered.contains(expected), "{expected} is not in\n{rendered}");
     }
+    // Into another namespace: all of it, the subjects of the bindings too.
+    let elsewhere = format!("namespace: tools\n{kustomization}");
+    std::fs::write(folder.path().join("kustomization.yaml"), elsewhere).unwrap();
+    let rendered = kubectl.ok(&["kustomize", folder.path().to_str().unwrap()]).await;
+    assert!(!rendered.contains("namespace: rollbackd\n"), "{rendered}");
+    assert_eq!(rendered.matches("\n  name: tools\n").count(), 1, "the Namespace itself");
 }
 
 #[test]
