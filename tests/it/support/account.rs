@@ -1,24 +1,23 @@
 //! rollbackd's own account in the cluster: no test runs it as an administrator.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::process::Command;
 
 use super::controlplane::ControlPlane;
 
 /// The user that [`ControlPlane::kubeconfig`] knows it by.
 pub const USER: &str = "rollbackd";
 
-/// What gives it its rights.
-pub fn manifest() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/account.yaml")
+/// The shipped installation that gives it its rights.
+const INSTALLATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/overlays/sqlite");
+
+/// What is shipped, as one YAML text.
+pub fn manifests(control_plane: &ControlPlane) -> String {
+    kubectl(control_plane, &["kustomize", INSTALLATION])
 }
 
-/// Makes the account and its kubeconfig.
+/// Installs what is shipped, and makes a kubeconfig for the account.
 pub fn install(control_plane: &ControlPlane) {
-    let manifest = manifest();
-    kubectl(control_plane, &["apply", "-f", manifest.to_str().expect("a path of this repository")]);
+    kubectl(control_plane, &["apply", "--server-side", "-k", INSTALLATION]);
     let token =
         kubectl(control_plane, &["-n", "rollbackd", "create", "token", "rollbackd", "--duration=24h"]);
     let credential = format!("token: {}", token.trim());

@@ -1,0 +1,403 @@
+//! What is shipped in `deploy/`, on a real control plane: it is accepted, it gives the rights that it says and no
+//! others, and the admission policy holds rollbackd's account to what a rollback changes.
+
+use std::{collections::BTreeSet, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    controlplane::ControlPlane, kubectl::Kubectl, rollbackd::Rollbackd, space::Space, wait::until,
+};
+
+/// rollbackd's account, as the API server calls it.
+const ACCOUNT: &str = "system:serviceaccount:rollbackd:rollbackd";
+
+fn shipped(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path).to_str().unwrap().to_owned()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// What a user (`--as` and who) may do in a namespace beyond what every user or every account may, a line for each
+/// resource.
+async fn rights(kubectl: &Kubectl, user: &[&str], namespace: &str) -> BTreeSet<String> {
+    let list = async |who: &[&str]| {
+        let args = [&["auth", "can-i", "--list", "--no-headers", "--namespace", namespace], who].concat();
+        let printed = kubectl.ok(&args).await;
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        printed.lines().map(words).collect::<BTreeSet<_>>()
+    };
+    let everybody = if user[1].starts_with("system:serviceaccount:") {
+        list(&["--as", "system:serviceaccount:default:default"]).await
+    } else {
+        list(&["--as", "somebody"]).await
+    };
+    list(user).await.difference(&everybody).cloned().collect()
+}
+
+/// Asks as rollbackd asks; kubectl's `can-i` knows no resources that the API server does not serve.
+async fn may(kubectl: &Kubectl, user: &str, namespace: &str, verb: &str, what: [&str; 3]) -> bool {
+    let [group, resource, subresource] = what;
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {"user": user, "resourceAttributes": {
+            "namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": subresource,
+        }},
+    });
+    let answer: Value =
+        serde_json::from_str(&kubectl.feed(&["create", "-f", "-", "-o", "json"], &review).await).unwrap();
+    answer["status"]["allowed"] == true
+}
+
+fn lines<const N: usize>(lines: [&str; N]) -> BTreeSet<String> {
+    lines.map(ToOwned::to_owned).into()
+}
+
+/// Applies a folder or file of `deploy/` with the server's strict validation, which must not even warn.
+async fn apply(control_plane: &ControlPlane, how: &str, path: &str) {
+    // In the namespaces that stand in it.
+    let kubectl = Kubectl::new(control_plane, "admin", "");
+    let args = ["apply", "--server-side", "--force-conflicts", "--validate=strict", how, &shipped(path)];
+    let printed = kubectl.run(&args).await;
+    assert_eq!((printed.code, printed.stderr.as_str()), (0, ""), "{path}: {printed:?}");
+}
+
+#[tokio::test]
+#[ignore = "applies the manifests to a real API server"]
+async fn an_installation_has_the_rights_that_are_used_and_no_others() {
+    let control_plane = ControlPlane::private("deploy");
+    let kubectl = Kubectl::new(&control_plane, "admin", "rollbackd");
+    let itself = ["--as", ACCOUNT];
+    let reviews = [
+        "subjectaccessreviews.authorization.k8s.io [] [] [create]",
+        "tokenreviews.authentication.k8s.io [] [] [create]",
+    ];
+    let served =
+        ["controllerrevisions.apps [] [] [list watch]", "daemonsets.apps [] [] [get list watch patch]"];
+
+    // For one namespace: nothing in any other. What another installation has bound is not looked at here.
+    kubectl.ok(&["delete", "clusterrolebinding", "rollbackd", "--ignore-not-found"]).await;
+    apply(&control_plane, "-k", "overlays/namespaced").await;
+    until("rights of the whole cluster to be gone", async || {
+        let rights = rights(&kubectl, &itself, "kube-system").await;
+        if rights == lines(reviews) { Ok(()) } else { Err(rights) }
+    })
+    .await;
+    assert_eq!(
+        rights(&kubectl, &itself, "default").await,
+        lines([reviews[0], reviews[1], served[0], served[1]])
+    );
+    let deployment = kubectl.get("deployment", "rollbackd").await;
+    let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+    assert!(env.contains(&json!({"name": "ROLLBACKD_NAMESPACE", "value": "default"})), "{env:?}");
+
+    // For all.
+    apply(&control_plane, "-k", "overlays/sqlite").await;
+    assert_eq!(
+        rights(&kubectl, &itself, "kube-system").await,
+        lines([reviews[0], reviews[1], served[0], served[1]])
+    );
+
+    // Its pod passes Pod Security, quota and priority; only the volume is missing here.
+    let pod = until("the Deployment's pod", async || {
+        let pods = kubectl.list("pods").await;
+        let told = |pod: &Value| pod["status"]["conditions"][0]["message"].as_str().map(ToOwned::to_owned);
+        let told = pods.first().and_then(told).filter(|told| told.contains("PersistentVolumeClaim"));
+        let conditions = kubectl.get("deployment", "rollbackd").await["status"]["conditions"].clone();
+        if told.is_some() { Ok(pods[0].clone()) } else { Err((pods, conditions)) }
+    })
+    .await;
+    assert_eq!(pod["spec"]["priority"], 2_000_000_000);
+    // Neither the admission plugin's token, nor its five minutes.
+    assert_eq!(pod["spec"]["volumes"].as_array().unwrap().len(), 3, "{pod}");
+    assert!(!pod["spec"]["tolerations"].to_string().contains("300"), "{pod}");
+    let budget = until("the disruption budget to be computed", async || {
+        let budget = kubectl.get("poddisruptionbudget", "rollbackd").await;
+        if budget["status"]["expectedPods"] == 1 { Ok(budget) } else { Err(budget["status"].clone()) }
+    })
+    .await;
+    assert_eq!(budget["spec"]["maxUnavailable"], 1);
+    // A pod that isn't ready may be evicted whatever the budget says.
+    let eviction =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod["metadata"]["name"]}});
+    let path =
+        format!("/api/v1/namespaces/rollbackd/pods/{}/eviction", pod["metadata"]["name"].as_str().unwrap());
+    kubectl.feed(&["create", "--raw", &path, "-f", "-"], &eviction).await;
+
+    the_roles_for_callers(&control_plane, &kubectl).await;
+}
+
+async fn the_roles_for_callers(control_plane: &ControlPlane, kubectl: &Kubectl) {
+    kubectl.ok(&["create", "namespace", "monitoring"]).await;
+    let roll_back = ["apps", "daemonsets", "rollback"];
+    let audit = ["rollbackd.dev", "audit", ""];
+
+    // The built-in roles, in one namespace.
+    for role in ["view", "edit", "admin"] {
+        let binding = [
+            "create",
+            "rolebinding",
+            role,
+            "--namespace",
+            "monitoring",
+            "--clusterrole",
+            role,
+            "--user",
+            role,
+        ];
+        kubectl.ok(&binding).await;
+    }
+    until("the roles to be aggregated", async || {
+        let edits = may(kubectl, "edit", "monitoring", "create", roll_back).await;
+        let audits = may(kubectl, "admin", "monitoring", "get", audit).await;
+        if edits && audits { Ok(()) } else { Err((edits, audits)) }
+    })
+    .await;
+    for (user, rolls_back, audits) in [("view", false, false), ("edit", true, false), ("admin", true, true)] {
+        let patches = may(kubectl, user, "monitoring", "patch", ["apps", "daemonsets", ""]).await;
+        // Aggregation gives nobody what patching would not.
+        assert_eq!(patches, rolls_back, "{user}");
+        assert_eq!(may(kubectl, user, "monitoring", "create", roll_back).await, rolls_back, "{user}");
+        assert_eq!(may(kubectl, user, "monitoring", "get", audit).await, audits, "{user}");
+        assert!(!may(kubectl, user, "default", "create", roll_back).await, "{user}");
+    }
+
+    // The example: a group looks and rolls back, and nothing else.
+    apply(control_plane, "-f", "examples/on-call/on-call.yaml").await;
+    let oncall = ["--as", "alice", "--as-group", "oncall"];
+    let expected = lines([
+        "controllerrevisions.apps [] [] [get list]",
+        "daemonsets.apps [] [] [get list]",
+        "daemonsets.apps/rollback [] [] [create]",
+        "pods [] [] [list]",
+    ]);
+    assert_eq!(rights(kubectl, &oncall, "monitoring").await, expected);
+    assert_eq!(rights(kubectl, &oncall, "default").await, BTreeSet::new());
+
+    let auditor =
+        ["create", "clusterrolebinding", "auditor", "--clusterrole=rollbackd-auditor", "--user=auditor"];
+    kubectl.ok(&auditor).await;
+    assert_eq!(
+        rights(kubectl, &["--as", "auditor"], "default").await,
+        lines(["audit.rollbackd.dev [] [] [get]"])
+    );
+
+    // The examples' accounts act for those that are named, here alone.
+    apply(control_plane, "-f", "examples/slack/rbac.yaml").await;
+    apply(control_plane, "-f", "examples/backstage/rbac.yaml").await;
+    let groups = "groups.rollbackd.dev [] [oncall] [impersonate]";
+    for (account, expected) in [
+        ("slack", lines([groups, "users.rollbackd.dev [] [jane@example.com] [impersonate]"])),
+        ("backstage", lines([groups, "users.rollbackd.dev [] [] [impersonate]"])),
+    ] {
+        let user = format!("system:serviceaccount:rollbackd:{account}");
+        assert_eq!(rights(kubectl, &["--as", &user], "monitoring").await, expected);
+    }
+    let reader = ["--as", "system:serviceaccount:rollbackd:backstage-reader"];
+    let expected = lines([
+        "controllerrevisions.apps [] [] [get list]",
+        "daemonsets.apps [] [] [get list]",
+        "pods [] [] [list]",
+    ]);
+    assert_eq!(rights(kubectl, &reader, "monitoring").await, expected);
+}
+
+#[tokio::test]
+#[ignore = "applies the manifests to a real API server"]
+async fn the_admission_policy_lets_rollbackd_restore_templates_and_nothing_else() {
+    let control_plane = ControlPlane::shared();
+    let space = Space::new(control_plane).await;
+    space.agent(&["img:1", "img:2"]).await;
+    let namespace = space.namespace.as_str();
+    space.kubectl.ok(&["create", "serviceaccount", "rollbackd"]).await;
+    // More than it is ever given, so that it is the policy that says no.
+    let everything = ["create", "rolebinding", "rollbackd", "--clusterrole=cluster-admin"];
+    let account = format!("--serviceaccount={namespace}:rollbackd");
+    space.kubectl.ok(&[&everything[..], &[&account]].concat()).await;
+    apply(control_plane, "-f", "components/admission-policy/policy.yaml").await;
+    let user = format!("system:serviceaccount:{namespace}:rollbackd");
+    let itself = ["--as", &user];
+    let patch = async |who: &[&str], kind: &str, patch: &Value| {
+        let patch = patch.to_string();
+        space
+            .kubectl
+            .run(&[&["patch", "daemonset", "agent", "--type", kind, "-p", &patch], who].concat())
+            .await
+    };
+    let id = |n: u32| format!("01936b5e-7d0a-7f43-9c7e-{n:012x}");
+    let live = space.kubectl.get("daemonset", "agent").await;
+    let restore = |image: &str, annotations: Value| {
+        let mut template = live["spec"]["template"].clone();
+        template["$patch"] = json!("replace");
+        template["spec"]["containers"][0]["image"] = json!(image);
+        json!({"metadata": {"annotations": annotations, "uid": live["metadata"]["uid"]}, "spec": {"template": template}})
+    };
+
+    let dry = [&itself[..], &["--dry-run=server"]].concat();
+    until("the policy to be in force", async || {
+        let printed = patch(&dry, "strategic", &json!({"spec": {"minReadySeconds": 1}})).await;
+        if printed.code == 0 { Err(printed) } else { Ok(()) }
+    })
+    .await;
+
+    // What rollbackd sends: a dry run, a rollback, and the write that settles a lost one.
+    for (who, body) in [
+        (&dry[..], restore("img:1", json!({"rollbackd.dev/rollback": id(1)}))),
+        (&itself, restore("img:1", json!({"rollbackd.dev/rollback": id(1)}))),
+        (&itself, restore("img:2", json!({"rollbackd.dev/rollback": id(2)}))),
+        (&itself, json!({"metadata": {"annotations": {"rollbackd.dev/settled": id(3)}}})),
+        // A rollback to what is there already.
+        (&itself, restore("img:2", json!({"rollbackd.dev/rollback": id(4)}))),
+    ] {
+        let printed = patch(who, "strategic", &body).await;
+        assert_eq!(printed.code, 0, "{body}: {printed:?}");
+    }
+    let now = space.kubectl.get("daemonset", "agent").await;
+    assert_eq!(now["spec"]["template"], live["spec"]["template"]);
+    assert_eq!(now["metadata"]["annotations"]["rollbackd.dev/rollback"], id(4));
+
+    let meta = |metadata: Value| json!({"metadata": metadata});
+    let spec = |spec: Value| json!({"spec": spec});
+    let template = json!({"template": {"spec": {"containers": [{"name": "main", "image": "img:evil"}]}}});
+    let both = |annotations: Value| json!({"metadata": {"annotations": annotations}, "spec": template});
+    for (why, bodies) in [
+        (
+            "nothing of a DaemonSet's spec but the template",
+            vec![
+                spec(json!({"minReadySeconds": 7})),
+                spec(json!({"revisionHistoryLimit": 0})),
+                spec(json!({"updateStrategy": {"type": "OnDelete", "rollingUpdate": null}})),
+                spec(json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}}})),
+            ],
+        ),
+        (
+            "nothing of a DaemonSet's metadata but its own annotations",
+            vec![
+                meta(json!({"labels": {"a": "b"}})),
+                meta(json!({"finalizers": ["rollbackd.dev/never"]})),
+                meta(json!({"ownerReferences": [
+                    {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "00000000-0000-0000-0000-000000000000"},
+                ]})),
+            ],
+        ),
+        (
+            "no annotation but rollbackd.dev/rollback and rollbackd.dev/settled",
+            vec![
+                meta(json!({"annotations": {"a": "b"}})),
+                meta(json!({"annotations": {"kubernetes.io/change-cause": "hidden"}})),
+                meta(json!({"annotations": {"kubernetes.io/change-cause": null}})),
+                meta(json!({"annotations": {"rollbackd.dev/rollback": null}})),
+            ],
+        ),
+        (
+            "a template only with the id of a new rollback",
+            vec![
+                both(json!({})),
+                both(json!({"rollbackd.dev/rollback": id(4)})),
+                both(json!({"rollbackd.dev/rollback": "me"})),
+                both(json!({"rollbackd.dev/settled": id(5)})),
+            ],
+        ),
+    ] {
+        for body in bodies {
+            let printed = patch(&itself, "strategic", &body).await;
+            assert!(printed.code == 1 && printed.stderr.contains(why), "{why}: {body}: {printed:?}");
+        }
+    }
+    let status =
+        patch(&["--subresource=status", "--as", &user], "merge", &json!({"status": {"numberReady": 9}}))
+            .await;
+    let deleted = space.kubectl.run(&["delete", "daemonset", "agent", "--as", &user]).await;
+    let created = [
+        "create",
+        "--raw",
+        &format!("/apis/apps/v1/namespaces/{namespace}/daemonsets"),
+        "--as",
+        &user,
+        "-f",
+        "-",
+    ];
+    let mut create = space.kubectl.command(&created);
+    create.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut create = create.spawn().unwrap();
+    let other = crate::support::space::daemonset("other", "img:1").to_string();
+    tokio::io::AsyncWriteExt::write_all(&mut create.stdin.take().unwrap(), other.as_bytes()).await.unwrap();
+    let created = create.wait_with_output().await.unwrap();
+    for (code, said) in [
+        (status.code, status.stderr),
+        (deleted.code, deleted.stderr),
+        (created.status.code().unwrap(), String::from_utf8(created.stderr).unwrap()),
+    ] {
+        assert!(code == 1 && said.contains("rollbackd's account may only patch DaemonSets"), "{said}");
+    }
+    assert_eq!(
+        space.kubectl.get("daemonset", "agent").await["metadata"]["labels"],
+        live["metadata"]["labels"]
+    );
+
+    // It is about nobody else.
+    let printed = patch(&[], "strategic", &spec(json!({"minReadySeconds": 1}))).await;
+    assert_eq!(printed.code, 0, "{printed:?}");
+    let policy = space.kubectl.get("validatingadmissionpolicy", "rollbackd-changes-templates-only").await;
+    assert_eq!(policy["status"]["typeChecking"], json!({}), "{policy}");
+}
+
+#[tokio::test]
+async fn the_alerts_name_metrics_that_there_are() {
+    let rollbackd = Rollbackd::start().await;
+    rollbackd.api.get("/daemonsets").await;
+    let told = rollbackd.api.get("/metrics").await.text;
+    let rules = read("deploy/components/alerts/prometheus-rule.yaml");
+    let named: BTreeSet<&str> = rules
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("rollbackd_"))
+        .collect();
+    assert!(named.len() >= 5, "{named:?}");
+    for metric in named {
+        let sample = told.lines().any(|line| line.split(['{', ' ']).next() == Some(metric));
+        assert!(sample, "{metric} is not among\n{told}");
+    }
+    let alerts = rules.matches("- alert:").count();
+    assert_eq!((rules.matches("runbook:").count(), rules.matches("summary:").count()), (alerts, alerts));
+}
+
+/// An installation as the README tells to make one.
+#[tokio::test]
+#[ignore = "applies the manifests to a real API server"]
+async fn the_kustomization_of_the_readme_renders() {
+    let readme = read("README.md");
+    let kustomization = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("kustomization.yaml"), kustomization).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_MANIFEST_DIR"), folder.path().join("rollbackd")).unwrap();
+    let kubectl = Kubectl::new(ControlPlane::shared(), "admin", "default");
+    let rendered = kubectl.ok(&["kustomize", folder.path().to_str().unwrap()]).await;
+    for expected in [
+        "image: registry.your.org/rollbackd:0.1.0",
+        "- name: ROLLBACKD_CLUSTER_NAME\n          value: berlin-1\n",
+        "- name: ROLLBACKD_ANONYMOUS\n          value: metrics\n",
+        "kind: ValidatingAdmissionPolicyBinding",
+        "kind: PrometheusRule",
+        "kind: ServiceMonitor",
+    ] {
+        assert!(rendered.contains(expected), "{expected} is not in\n{rendered}");
+    }
+    // Into another namespace: all of it, the subjects of the bindings too.
+    let elsewhere = format!("namespace: tools\n{kustomization}");
+    std::fs::write(folder.path().join("kustomization.yaml"), elsewhere).unwrap();
+    let rendered = kubectl.ok(&["kustomize", folder.path().to_str().unwrap()]).await;
+    assert!(!rendered.contains("namespace: rollbackd\n"), "{rendered}");
+    assert_eq!(rendered.matches("\n  name: tools\n").count(), 1, "the Namespace itself");
+}
+
+#[test]
+fn image_and_manifests_are_of_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let tagged = format!("newTag: {version}\n");
+    assert!(read("deploy/base/kustomization.yaml").contains(&tagged), "expected {tagged}");
+    assert!(read("Dockerfile").contains(&format!("\nARG VERSION={version}\n")));
+    let rust = format!("/rust:{}.", env!("CARGO_PKG_RUST_VERSION"));
+    assert!(read("Dockerfile").contains(&rust), "expected {rust}");
+}
