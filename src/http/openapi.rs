@@ -30,6 +30,8 @@ use super::{problem, router};
         (name = "audit", description = "Who did what, and why"),
         (name = "operations", description = "Version, probes and metrics"),
     ),
+    // Of parameters alone nothing is collected.
+    components(schemas(super::handlers::daemonsets::Include)),
     security(("token" = [])),
 )]
 pub struct Document;

@@ -1,10 +1,11 @@
 //! The write: a rollback from its request to its end.
 //!
-//! [`Rollbacks::roll_back`] plans on fresh objects, records, patches and answers
-//! (`transaction`); a patch whose answer was lost is settled (`settle`); a rollback that was applied
+//! [`Rollbacks::authorize`] asks whether it may be made; [`Rollbacks::roll_back`] plans on fresh objects,
+//! records, patches and answers (`transaction`); a patch whose answer was lost is settled (`settle`); a rollback that was applied
 //! is followed until it ends (`follow`). All of it runs on tasks of its own, so that a caller who
 //! goes away changes nothing, and what a crash left open is taken up again by [`Rollbacks::resume`].
 
+mod authorize;
 mod follow;
 mod quota;
 mod settle;
@@ -27,13 +28,13 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Action, Entry, Outcome as EntryOutcome, Store, StoreError},
-    auth::{Arrival, AuthError, Authority, Caller},
+    audit::{Action, Entry, Store, StoreError},
+    auth::{AuthError, Authority},
     domain::{
         diff::TemplateDiff,
         key::Key,
         revision::RevisionNumber,
-        rollback::{Mode, Origin, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState, Warning},
+        rollback::{Origin, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState, Warning},
     },
     kubernetes::{Cache, ClusterError, Grant, Live},
     telemetry::Metrics,
@@ -190,25 +191,6 @@ impl Rollbacks {
     pub fn new(parts: Parts) -> Self {
         let (turns, open, used) = (Mutex::default(), Mutex::default(), Used::default());
         Self { inner: Arc::new(Inner { parts, turns, open, used }) }
-    }
-
-    /// Asks whether somebody may roll back a DaemonSet, now; a no is recorded.
-    ///
-    /// # Errors
-    /// [`RollbackError::Auth`].
-    pub async fn authorize(
-        &self,
-        arrival: Arrival,
-        key: &Key,
-        origin: &Origin,
-        mode: Mode,
-    ) -> Result<(Caller, Grant), RollbackError> {
-        let granted = self.inner.parts.authority.grant_rollback(arrival, key).await;
-        if let Err(denied @ (AuthError::Denied(_) | AuthError::NeverImpersonated(_))) = &granted {
-            let no = (Action::Denied, EntryOutcome::Denied);
-            self.inner.record_no(no, key, origin, mode, denied.to_string()).await;
-        }
-        Ok(granted?)
     }
 
     /// Makes one rollback. It goes on when the returned future is dropped.
@@ -405,22 +387,6 @@ impl Inner {
 }
 
 impl Inner {
-    /// Records that a request was refused or denied. That changes nothing, so a store that fails now does
-    /// not turn it into something else.
-    async fn record_no(
-        self: &Arc<Self>,
-        no: (Action, EntryOutcome),
-        key: &Key,
-        origin: &Origin,
-        mode: Mode,
-        why: String,
-    ) {
-        let entry = Entry::of_request(no, key, origin, self.parts.cluster.clone(), mode, why, now());
-        if let Err(error) = self.record_harmless(entry).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a refusal is not on record");
-        }
-    }
-
     async fn is_recorded(&self, rollback: &Rollback) -> bool {
         let stored = self.parts.store.rollback(rollback.id).await;
         stored.is_ok_and(|stored| stored.is_some_and(|stored| stored.state == rollback.state))

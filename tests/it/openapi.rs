@@ -173,6 +173,23 @@ fn every_operation_has_what_a_client_generator_and_a_reader_need() {
     }
 }
 
+#[test]
+fn every_reference_leads_somewhere() {
+    let document = document();
+    let mut walk = vec![&document];
+    while let Some(value) = walk.pop() {
+        if let Some(reference) = value["$ref"].as_str() {
+            let pointer = reference.strip_prefix('#').expect("a reference into the document");
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+        match value {
+            Value::Object(fields) => walk.extend(fields.values()),
+            Value::Array(items) => walk.extend(items),
+            _ => {}
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_documented_is_what_is_served() {
     let document = document();
@@ -254,6 +271,7 @@ async fn answers(api: &Api, space: &Space) -> Vec<(&'static str, Answer)> {
         ("/daemonsets", "/daemonsets?limit=1".to_owned()),
         ("/daemonsets/{namespace}", format!("/daemonsets/{}", space.namespace)),
         (ONE, path.clone()),
+        (ONE, format!("{path}?include=permissions")),
         (ONE, space.path("applied")),
         (ONE, space.path("nobody")),
         ("/daemonsets/{namespace}/{name}/revisions", format!("{path}/revisions")),
