@@ -1,6 +1,6 @@
 //! The command `rollbackd`.
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use rollbackd::{
@@ -14,8 +14,14 @@ use tokio_util::sync::CancellationToken;
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Openapi => {
-            print!("{}", openapi::document());
-            ExitCode::SUCCESS
+            // Whoever reads only the beginning has what they wanted.
+            match std::io::stdout().write_all(openapi::document().as_bytes()) {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    eprintln!("error: standard output: {error}");
+                    ExitCode::FAILURE
+                }
+                _ => ExitCode::SUCCESS,
+            }
         }
         Command::Serve(args) => {
             if let Err(problem) = args.check() {
@@ -32,7 +38,7 @@ fn run<S: Future<Output = anyhow::Result<()>>>(serve: impl FnOnce(CancellationTo
     match until_signalled(serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", telemetry::causes(&*error));
             ExitCode::FAILURE
         }
     }

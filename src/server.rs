@@ -1,6 +1,11 @@
 //! The composition root: builds every room, serves, and stops in order.
 
-use std::{io::IsTerminal, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
@@ -70,7 +75,7 @@ impl Default for Timing {
 /// # Errors
 /// What kept it from starting.
 pub async fn serve(args: ServeArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    let client = connect::client(args.kubeconfig.as_deref()).await.context("--kubeconfig")?;
+    let client = connect::client(args.kubeconfig.as_deref()).await?;
     let address = args.address();
     let listener = TcpListener::bind(address).await.with_context(|| format!("--listen {address}"))?;
     let log = AuditLog::start();
@@ -93,7 +98,9 @@ pub async fn serve_sandbox(args: SandboxArgs, stop: CancellationToken) -> anyhow
     let time = tokio::spawn(sandbox.run());
     let server = Server::start(args.service(), client, Timing::default(), None).await?;
     server.app.cache.ready().await;
-    print!("{}", sandbox::welcome(address, std::io::stdout().is_terminal()));
+    let mut stdout = std::io::stdout();
+    // It serves also whom it can't greet.
+    let _ = stdout.write_all(sandbox::welcome(address, stdout.is_terminal()).as_bytes());
     let ran = server.run(listener, stop).await;
     time.abort();
     ran

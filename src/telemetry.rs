@@ -64,10 +64,20 @@ impl AuditLog {
     pub fn start() -> Self {
         let (sender, lines) = sync_channel(AUDIT_LINES);
         std::thread::spawn(move || {
+            let mut failing = false;
             for line in lines {
                 match line {
-                    // A closed pipe is no reason to stop: the store has every entry.
-                    Line::Entry(text) => drop(writeln!(std::io::stdout().lock(), "{text}")),
+                    // A closed pipe is no reason to stop: the store has every entry. But it is said, once.
+                    Line::Entry(text) => {
+                        let written = writeln!(std::io::stdout().lock(), "{text}");
+                        let failed = written.is_err();
+                        if failed && !std::mem::replace(&mut failing, failed) {
+                            tracing::error!(
+                                "audit entries can't be written to standard output; the store has them"
+                            );
+                        }
+                        failing = failed;
+                    }
                     Line::Flush(done) => drop(done.try_send(())),
                 }
             }
@@ -102,6 +112,22 @@ fn ascii_controls(json: &str) -> String {
         }
     }
     text
+}
+
+/// An error and what caused it, for a log: `outer: inner`. A cause that stands in the text before it, as some
+/// libraries write it, is not said twice.
+pub fn causes(error: &dyn std::error::Error) -> impl std::fmt::Display + use<> {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text.push_str(": ");
+            text.push_str(&inner);
+        }
+        cause = error.source();
+    }
+    crate::domain::text::escape(&text).into_owned()
 }
 
 /// All metrics. Clones share them.

@@ -9,7 +9,7 @@ use super::{
     describe,
     key::{Key, Name},
     revision::{History, Revision, RevisionRef},
-    rollback::Target,
+    rollback::{Mode, OnWarning, RollbackRequest, Target},
     template::Template,
     text::escape,
 };
@@ -74,17 +74,60 @@ pub fn not_found(name: &Name) -> String {
     format!("daemonsets.apps \"{name}\" not found")
 }
 
-/// The command that does what a rollback does, for whoever can't wait for rollbackd.
+/// The command that does what a rollback does, for whoever can't wait for rollbackd. Who asked for a check
+/// that kubectl can't make, or for a revision that it can't name, gets the command that looks: its history.
 #[must_use]
-pub fn undo_command(key: &Key, to: &Target) -> String {
+pub fn undo_command(key: &Key, request: &RollbackRequest) -> String {
     let Key { namespace, name } = key;
-    let number = match to {
+    let checked = request.expected_revision.is_some() || request.on_warning == OnWarning::Refuse;
+    let number = match &request.to {
         Target::Previous => String::new(),
-        Target::Revision(RevisionRef::Number(number)) => format!(" --to-revision={number}"),
-        // kubectl knows no other name of a revision; its history says which number this one has.
-        Target::Revision(RevisionRef::ControllerRevision(_)) => {
-            return format!("kubectl rollout history daemonset/{name} --namespace={namespace}");
-        }
+        Target::Revision(RevisionRef::Number(number)) if number.0 > 0 => format!(" --to-revision={number}"),
+        Target::Revision(_) => return history_command(key),
     };
-    format!("kubectl rollout undo daemonset/{name} --namespace={namespace}{number}")
+    match request.mode {
+        Mode::Apply if checked => history_command(key),
+        Mode::Apply => format!("kubectl rollout undo daemonset/{name} --namespace={namespace}{number}"),
+        Mode::DryRun => {
+            format!("kubectl rollout undo daemonset/{name} --namespace={namespace}{number} --dry-run=server")
+        }
+    }
+}
+
+fn history_command(Key { namespace, name }: &Key) -> String {
+    format!("kubectl rollout history daemonset/{name} --namespace={namespace}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{fixtures::daemonset, revision::RevisionNumber};
+
+    #[test]
+    fn the_command_to_use_meanwhile_does_no_more_than_was_asked_for() {
+        let key = daemonset("a").key;
+        let number = |number| Target::Revision(RevisionRef::Number(RevisionNumber(number)));
+        let request = |to, mode, expected| RollbackRequest {
+            to,
+            reason: None,
+            mode,
+            expected_revision: expected,
+            on_warning: OnWarning::Proceed,
+        };
+        let undo = format!("kubectl rollout undo daemonset/{} --namespace={}", key.name, key.namespace);
+        let history = format!("kubectl rollout history daemonset/{} --namespace={}", key.name, key.namespace);
+        let careful =
+            RollbackRequest { on_warning: OnWarning::Refuse, ..request(Target::Previous, Mode::Apply, None) };
+        for (request, expected) in [
+            (request(Target::Previous, Mode::Apply, None), undo.clone()),
+            (request(number(3), Mode::Apply, None), format!("{undo} --to-revision=3")),
+            (request(number(3), Mode::DryRun, None), format!("{undo} --to-revision=3 --dry-run=server")),
+            (request(Target::Previous, Mode::DryRun, None), format!("{undo} --dry-run=server")),
+            (request(number(3), Mode::Apply, Some(RevisionNumber(2))), history.clone()),
+            (request(number(-1), Mode::Apply, None), history.clone()),
+            (careful, history),
+        ] {
+            assert_eq!(undo_command(&key, &request), expected, "{request:?}");
+        }
+    }
 }

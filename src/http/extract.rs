@@ -212,6 +212,7 @@ async fn whole_body(request: Request, app: &App) -> Result<Bytes, Problem> {
 /// What serde expected, without the place in the text: the pointer says where.
 fn expected(error: &serde_json::Error) -> String {
     let text = error.to_string();
+    let text = text.replace("expected i64", "expected a whole number");
     match text.find(" at line ") {
         Some(place) if error.is_data() => text[..place].to_owned(),
         _ => text,

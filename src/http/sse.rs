@@ -41,7 +41,8 @@ pub struct Pinned {
 impl Pinned {
     /// Whether a DaemonSet has gone on to another template. A new generation with the same template,
     /// such as another `maxUnavailable`, is not that.
-    fn is_superseded_by(&mut self, daemonset: &DaemonSet) -> bool {
+    #[must_use]
+    pub fn is_superseded_by(&mut self, daemonset: &DaemonSet) -> bool {
         let template = daemonset.template.fingerprint();
         if daemonset.generation == self.generation {
             self.template = Some(template);
@@ -101,8 +102,7 @@ fn id_of(frame: &Frame) -> String {
 }
 
 fn superseded(frame: &Frame, generation: i64) -> Bytes {
-    let mut status = RolloutStatus::of(frame);
-    status.message = format!("generation {generation} is superseded: the pod template was changed again");
+    let status = RolloutStatus::of(frame).superseding(generation);
     event(&format!("{}.superseded", id_of(frame)), "superseded", &status)
 }
 

@@ -19,6 +19,8 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_util::either::Either;
 
+use crate::telemetry::causes;
+
 /// `--tls-cert` and `--tls-key`.
 #[derive(Clone, Debug)]
 pub struct Files {
@@ -108,7 +110,7 @@ impl Certificate {
                 Ok(read) => read,
                 Err(error) => {
                     tracing::warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = %causes(&error),
                         "the certificate can't be read; the old one stays"
                     );
                     continue;
@@ -122,7 +124,7 @@ impl Certificate {
                 }
                 Err(error) => {
                     tracing::warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = %causes(&error),
                         "the new certificate can't be used; the old one stays"
                     );
                     known_bad = Some(read);

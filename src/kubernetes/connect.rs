@@ -7,9 +7,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("the kubeconfig can't be used")]
+    #[error("the kubeconfig (--kubeconfig, KUBECONFIG) can't be used")]
     Kubeconfig(#[from] kube::config::KubeconfigError),
-    #[error("neither an in-cluster account nor a kubeconfig can be used")]
+    #[error("no cluster: there is neither an in-cluster account nor a kubeconfig (--kubeconfig, KUBECONFIG)")]
     Infer(#[from] kube::config::InferConfigError),
     #[error("the in-cluster account can't be used")]
     InCluster(#[from] kube::config::InClusterError),

@@ -24,6 +24,9 @@ pub enum ClusterError {
     /// rollbackd's own account lacks a right. `message` is the API server's, and names it.
     #[error("{message}")]
     Forbidden { message: String },
+    /// rollbackd's own credentials are not accepted: expired, or the account is gone. Nothing was done.
+    #[error("rollbackd's own credentials are not accepted by the API server")]
+    Unauthenticated,
     /// The API server understood the request and refused it: validation or admission. Give up.
     #[error("{message}")]
     Refused { message: String },
@@ -74,9 +77,7 @@ fn from_status(status: kube::core::Status) -> ClusterError {
         404 => ClusterError::NotFound,
         409 => ClusterError::Conflict,
         422 if uid_changed() => ClusterError::Replaced,
-        401 => ClusterError::Forbidden {
-            message: "rollbackd's own credentials are not accepted by the API server".into(),
-        },
+        401 => ClusterError::Unauthenticated,
         403 => ClusterError::Forbidden { message: status.message },
         429 => ClusterError::Busy { retry_after },
         // Webhooks are called before anything is stored (`admission/plugin/webhook`, `NewInternalError`).

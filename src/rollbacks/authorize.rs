@@ -13,6 +13,7 @@ use crate::{
         rollback::{Mode, Origin},
     },
     kubernetes::Grant,
+    telemetry::causes,
 };
 
 impl Rollbacks {
@@ -31,7 +32,7 @@ impl Rollbacks {
         let asking = self.inner.clone().ask(arrival, key.clone(), origin.clone(), mode);
         let asked = self.inner.parts.tasks.spawn(asking.in_current_span()).await;
         asked.map_err(|died| {
-            tracing::error!(error = &died as &dyn std::error::Error, "the review of a rollback died");
+            tracing::error!(error = %causes(&died), "the review of a rollback died");
             RollbackError::Interrupted
         })?
     }
@@ -64,7 +65,7 @@ impl Inner {
     ) {
         let entry = Entry::of_request(no, key, origin, self.parts.cluster.clone(), mode, why, now());
         if let Err(error) = self.record_harmless(entry).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a refusal is not on record");
+            tracing::warn!(error = %causes(&error), "a refusal is not on record");
         }
     }
 }

@@ -37,7 +37,7 @@ use crate::{
         rollback::{Origin, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState, Warning},
     },
     kubernetes::{Cache, ClusterError, Grant, Live},
-    telemetry::Metrics,
+    telemetry::{Metrics, causes},
 };
 
 /// How long the steps of a rollback may take.
@@ -209,7 +209,7 @@ impl Rollbacks {
         match self.inner.parts.tasks.spawn(transaction).await {
             Ok(outcome) => outcome,
             Err(died) => {
-                tracing::error!(rollback = %id, error = &died as &dyn std::error::Error, "a rollback's task died");
+                tracing::error!(rollback = %id, error = %causes(&died), "a rollback's task died");
                 if let Some(rollback) = self.inner.parts.store.rollback(id).await? {
                     self.take_up(rollback);
                 }
@@ -378,7 +378,7 @@ impl Inner {
                 Err(error) => {
                     let wait = waits.next().unwrap_or_default();
                     let id = rollback.id;
-                    tracing::warn!(rollback = %id, error = &error as &dyn std::error::Error, "an outcome is not on record yet; trying again");
+                    tracing::warn!(rollback = %id, error = %causes(&error), "an outcome is not on record yet; trying again");
                     self.parts.stop.run_until_cancelled(tokio::time::sleep(wait)).await.ok_or(Stopped)?;
                 }
             }

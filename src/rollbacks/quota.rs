@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::{Inner, now};
-use crate::audit::{Action, Entry, StoreError};
+use crate::{
+    audit::{Action, Entry, StoreError},
+    telemetry::causes,
+};
 
 /// How many entries of one kind a caller may have.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +86,7 @@ impl Inner {
         let summary = Entry { count: Some(count), message, time: now(), ..last };
         if let Err(error) = self.parts.store.append(&summary).await {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %causes(&error),
                 count,
                 "a flood of requests is not on record"
             );

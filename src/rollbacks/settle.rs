@@ -19,6 +19,7 @@ use crate::{
         rollback::{Rollback, RollbackState},
     },
     kubernetes::{ClusterError, Grant},
+    telemetry::causes,
 };
 
 /// What was found out.
@@ -90,7 +91,7 @@ impl Inner {
                 Ok(verdict) => return Ok(verdict),
                 Err(error) => {
                     let id = rollback.id;
-                    tracing::warn!(rollback = %id, error = &error as &dyn std::error::Error, "a rollback can't be settled yet; trying again");
+                    tracing::warn!(rollback = %id, error = %causes(&error), "a rollback can't be settled yet; trying again");
                 }
             }
             let wait = tokio::time::sleep(waits.next().unwrap_or_default());

@@ -21,6 +21,7 @@ use crate::{
         template::Template,
     },
     kubernetes::{ClusterError, Delivery, Grant, live::Restore},
+    telemetry::causes,
 };
 
 /// Longest wait between two attempts to patch.
@@ -170,7 +171,7 @@ impl Inner {
                     }
                 }
                 Attempt::Lost(error) => {
-                    tracing::warn!(rollback = %rollback.id, error = &error as &dyn std::error::Error, "the answer to a patch was lost; finding out whether it was applied");
+                    tracing::warn!(rollback = %rollback.id, error = %causes(&error), "the answer to a patch was lost; finding out whether it was applied");
                     return self.settle_for_caller(rollback, grant, turn, error).await;
                 }
                 Attempt::Failed(error) => return self.fail(rollback, error, turn).await,

@@ -117,6 +117,14 @@ async fn who_asks_for_one_generation_is_told_that_it_was_superseded() {
     );
     assert!(told.iter().any(|event| event.name == "progress" && event.data["generation"] == 3));
     assert_eq!(last(&any.into_all().await), ("complete", &json!(4)));
+
+    // Who polls is told the same: what is rolled out is not what they asked for.
+    let words = told.last().unwrap().data["message"].as_str().unwrap();
+    let link = format!("{path}?generation=2");
+    let now = rollbackd.api.get(&link).await.expect(200);
+    assert_eq!((&now["superseded"], &now["message"]), (&json!(true), &json!(words)));
+    assert_eq!(rollbackd.api.text(&link).await, format!("{words}\n"));
+    assert_eq!(rollbackd.api.get(&path).await.expect(200).get("superseded"), None);
 }
 
 #[tokio::test]

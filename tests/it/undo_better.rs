@@ -196,6 +196,24 @@ async fn pods_inside_min_ready_seconds_are_warned_about() {
     assert_eq!(answer.header("warning"), format!("299 - {message:?}"));
 }
 
+/// Whose tool keeps the manifest is told that the rollback will not last.
+#[tokio::test]
+async fn what_a_tool_manages_is_warned_about() {
+    let space = Space::new(ControlPlane::shared()).await;
+    space.recorded(&["img:1", "img:2"]).await;
+    let tracking = "argocd.argoproj.io/tracking-id=shop:apps/DaemonSet:shop/agent";
+    space.kubectl.ok(&["annotate", "daemonset", "agent", tracking]).await;
+    let rollbackd = Rollbackd::start().await;
+    let path = format!("{}/rollback", space.path("agent"));
+    let refused = rollbackd.api.post(&path, &json!({"failOnWarning": true})).await.problem(422, "warned");
+    let warnings = refused["warnings"].as_array().unwrap();
+    assert_eq!((warnings.len(), &warnings[0]["code"]), (1, &json!("managed")));
+    let message = "daemonsets/agent is managed by Argo CD (shop:apps/DaemonSet:shop/agent): its next sync will undo the rollback";
+    assert_eq!(warnings[0]["message"], message);
+    let made = rollbackd.api.post(&path, &json!({})).await.expect(202);
+    assert_eq!(made["warnings"], refused["warnings"]);
+}
+
 #[tokio::test]
 async fn what_the_caller_believes_to_run_is_checked() {
     let twins = Twins::of(&["img:1", "img:2"]).await;

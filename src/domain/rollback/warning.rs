@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Standing;
 use crate::domain::{
-    daemonset::{DaemonSet, LAST_APPLIED, UpdateStrategy},
+    daemonset::{DaemonSet, LAST_APPLIED, ManagedBy, UpdateStrategy},
+    key::Name,
     revision::Revision,
 };
 
@@ -24,6 +25,8 @@ pub struct Warning {
 pub enum WarningCode {
     /// `kubectl apply` manages it from a file, and may undo the rollback.
     LastApplied,
+    /// A tool keeps its manifest, and will undo the rollback.
+    Managed,
     /// Pods are replaced only when somebody deletes them.
     OnDelete,
     /// Pods are ready but not yet for `minReadySeconds`: the controller replaces them all at once.
@@ -52,6 +55,9 @@ pub(super) fn warnings(daemonset: &DaemonSet, current: Option<&Revision>) -> Vec
             ),
             "bring the manifest back to the restored revision before anybody applies it again",
         );
+    }
+    if let Some((message, fix)) = daemonset.managed_by().and_then(|by| managed(name, &by)) {
+        warn(WarningCode::Managed, message, fix);
     }
     if daemonset.strategy == UpdateStrategy::OnDelete {
         warn(
@@ -87,6 +93,35 @@ pub(super) fn warnings(daemonset: &DaemonSet, current: Option<&Revision>) -> Vec
         );
     }
     warnings
+}
+
+/// What a tool that keeps the manifest will do about a rollback. Of client-side apply kubectl's own words are
+/// said already.
+fn managed(name: &Name, by: &ManagedBy) -> Option<(String, &'static str)> {
+    let (tool, will, fix) = match by {
+        ManagedBy::ArgoCd { id } => (
+            format!("Argo CD ({id})"),
+            "its next sync will undo the rollback",
+            "revert the change in the repository that it syncs from, or switch its automatic sync off before",
+        ),
+        ManagedBy::Flux { id } => (
+            format!("Flux ({id})"),
+            "its next reconciliation will undo the rollback",
+            "revert the change in the repository that it reconciles from, or suspend it before",
+        ),
+        ManagedBy::Helm { id } => (
+            format!("Helm (release {id})"),
+            "its next upgrade of the release will undo the rollback",
+            "roll the release back as well: helm rollback",
+        ),
+        ManagedBy::ServerSideApply { id } => (
+            format!("server-side apply (field manager {id})"),
+            "its next apply will fail with a conflict that names rollbackd, or, if it is forced, undo the rollback",
+            "bring the manifest back to the restored revision before it is applied again",
+        ),
+        ManagedBy::KubectlApply => return None,
+    };
+    Some((format!("daemonsets/{name} is managed by {tool}: {will}"), fix))
 }
 
 /// What to know of a revision that nobody saw running.

@@ -250,7 +250,7 @@ pub async fn roll_back(
         source: Some(source.to_string()),
     };
     let (caller, grant) = app.rollbacks.authorize(arrival, &key, &origin, request.mode).await?;
-    let meanwhile = kubectl::undo_command(&key, &request.to);
+    let meanwhile = kubectl::undo_command(&key, &request);
     let outcome = app.rollbacks.roll_back(grant, origin, request).await.map_err(|error| match error {
         RollbackError::Cluster(crate::kubernetes::ClusterError::NotFound) => Problem::no_daemonset(&key),
         error => Problem::from(error).or_type(meanwhile),

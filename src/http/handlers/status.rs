@@ -61,6 +61,10 @@ pub struct RolloutStatus {
     /// Since when the rollout has stood still, if for longer than `--stall-after`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stalled_since: Option<Timestamp>,
+    /// Present and true when one generation was asked for and its pod template has been changed again: the
+    /// rest speaks of what came after it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub superseded: bool,
     /// Present and true when the watch is dead and this may be old.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
@@ -95,8 +99,16 @@ impl RolloutStatus {
             counts: daemonset.status,
             observed_at: frame.observed_at,
             stalled_since: frame.stalled_since,
+            superseded: false,
             stale: false,
         }
+    }
+
+    /// Said to whom asked for a generation that is none of it any more.
+    #[must_use]
+    pub fn superseding(self, generation: i64) -> Self {
+        let message = format!("generation {generation} is superseded: the pod template was changed again");
+        Self { superseded: true, message, note: None, ..self }
     }
 }
 
@@ -171,25 +183,31 @@ pub async fn get_rollout_status(
     let made = app.rollbacks.open(&key).and_then(|rollback| rollback.generation);
     let listener = join(&app, &key, generation.max(made)).await?;
     let frame = snapshot(&listener)?;
+    let pinned = match generation {
+        Some(generation) => Some(pin(&app, &frame.daemonset, generation).await),
+        None => None,
+    };
+    let view = || {
+        let view = RolloutStatus { stale: freshness.is_stale(), ..RolloutStatus::of(&frame) };
+        let overtaken = pinned.filter(|pinned| pinned.clone().is_superseded_by(&frame.daemonset));
+        match overtaken {
+            Some(pinned) => view.superseding(pinned.generation),
+            None => view,
+        }
+    };
     match form {
         Form::EventStream if sse::has_ended(&headers, &frame.daemonset) => {
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        Form::EventStream => {
-            let pinned = match generation {
-                Some(generation) => Some(pin(&app, &frame.daemonset, generation).await),
-                None => None,
-            };
-            Ok(sse::response(sse::rollout(app, key, listener, pinned, caller, right)))
-        }
+        Form::EventStream => Ok(sse::response(sse::rollout(app, key, listener, pinned, caller, right))),
         Form::Text => {
-            let note = frame.rollout.note.filter(|_| frame.daemonset.strategy == UpdateStrategy::OnDelete);
+            let view = view();
+            let note = view.note.filter(|_| view.update_strategy == UpdateStrategy::OnDelete);
             let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
-            Ok(text(format!("{}{note}\n", escape(&frame.rollout.message)), freshness))
+            Ok(text(format!("{}{note}\n", escape(&view.message)), freshness))
         }
         Form::Json | Form::Yaml | Form::NdJson => {
-            let view = RolloutStatus { stale: freshness.is_stale(), ..RolloutStatus::of(&frame) };
-            Ok(super::super::etag::json(&headers, &frame.daemonset, &view))
+            Ok(super::super::etag::json(&headers, &frame.daemonset, &view()))
         }
     }
 }

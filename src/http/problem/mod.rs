@@ -142,9 +142,10 @@ impl Problem {
     /// Whether the caller may can't be asked, so that the answer is not yes.
     fn unanswered_review(error: ClusterError) -> Self {
         match error {
-            ClusterError::Busy { .. } | ClusterError::Unavailable { .. } | ClusterError::Forbidden { .. } => {
-                error.into()
-            }
+            ClusterError::Busy { .. }
+            | ClusterError::Unavailable { .. }
+            | ClusterError::Unauthenticated
+            | ClusterError::Forbidden { .. } => error.into(),
             ClusterError::NotFound
             | ClusterError::Conflict
             | ClusterError::Replaced
@@ -270,7 +271,9 @@ impl From<ClusterError> for Problem {
             // Whoever reads one object handles these with its name in hand.
             ClusterError::NotFound => Self::new(Kind::DaemonSetNotFound, detail),
             ClusterError::Conflict | ClusterError::Replaced => Self::new(Kind::Modified, detail),
-            ClusterError::Forbidden { .. } => Self::new(Kind::MissingRight, detail),
+            ClusterError::Forbidden { .. } | ClusterError::Unauthenticated => {
+                Self::new(Kind::MissingRight, detail)
+            }
             ClusterError::Refused { .. } => Self::new(Kind::RefusedByApiServer, detail),
             ClusterError::Busy { retry_after } | ClusterError::Unavailable { retry_after, .. } => {
                 let problem = Self::new(Kind::ClusterUnavailable, detail);
