@@ -6,11 +6,13 @@
 
 mod chain;
 mod entry;
+mod export;
 mod query;
 mod store;
 
 pub use chain::Head;
 pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
+pub use export::{ExportError, export};
 pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
 pub use store::{IN_MEMORY, Store, StoreError};
 
