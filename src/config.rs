@@ -10,10 +10,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
 
-use crate::{audit::IN_MEMORY, domain::key::Namespace};
+use crate::{audit::IN_MEMORY, domain::key::Namespace, verifier::Anchor};
 
 /// `--stall-after` of the sandbox: its stuck rollout is called stalled before one loses patience.
 const SANDBOX_STALL: Duration = Duration::from_secs(30);
+
+/// `--store` where none is named.
+const DEFAULT_STORE: &str = "sqlite:/var/lib/rollbackd/rollbackd.db";
 
 /// A safe HTTP API for DaemonSets: revisions, rollbacks, rollout status, and who did what.
 #[derive(Debug, Parser)]
@@ -33,6 +36,55 @@ pub enum Command {
     Sandbox(SandboxArgs),
     /// Print the OpenAPI document
     Openapi,
+    /// Verify or export the audit, also while it is in use
+    #[command(subcommand)]
+    Audit(AuditCommand),
+}
+
+/// What to do with the audit.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Tell whether the audit is what was written; names each entry that was changed, removed, put in or moved
+    Verify(VerifyArgs),
+    /// Print the audit, an entry a line, so that it can be verified without the store
+    Export(ExportArgs),
+}
+
+/// Flags of `rollbackd audit verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The store: sqlite:PATH
+    #[arg(
+        long,
+        env = "ROLLBACKD_STORE",
+        value_name = "URL",
+        default_value = DEFAULT_STORE,
+        value_parser = store_url
+    )]
+    pub store: String,
+
+    /// Instead of a store, what `rollbackd audit export` printed; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// A hash that GET /audit/head or the log once showed, and which must be in the audit: tells a cut end, and an
+    /// audit that was rewritten whole
+    #[arg(long, value_name = "HASH")]
+    pub anchor: Option<Anchor>,
+}
+
+/// Flags of `rollbackd audit export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The store: sqlite:PATH
+    #[arg(
+        long,
+        env = "ROLLBACKD_STORE",
+        value_name = "URL",
+        default_value = DEFAULT_STORE,
+        value_parser = store_url
+    )]
+    pub store: String,
 }
 
 /// Flags of `rollbackd serve`.
@@ -60,7 +112,7 @@ pub struct ServeArgs {
         long,
         env = "ROLLBACKD_STORE",
         value_name = "URL",
-        default_value = "sqlite:/var/lib/rollbackd/rollbackd.db",
+        default_value = DEFAULT_STORE,
         value_parser = store_url
     )]
     pub store: String,
@@ -303,7 +355,7 @@ mod tests {
         let line = ["rollbackd", "serve", "--auth", "none"].into_iter().chain(args.iter().copied());
         match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
             Command::Serve(args) => args.check().map(|()| args),
-            Command::Sandbox(_) | Command::Openapi => unreachable!(),
+            Command::Sandbox(_) | Command::Openapi | Command::Audit(_) => unreachable!(),
         }
     }
 
@@ -350,6 +402,20 @@ mod tests {
             let error = parsed.unwrap_err().to_string();
             assert!(error.contains(flag), "{flag} {value}: {error}");
         }
+    }
+
+    #[test]
+    fn an_anchor_is_a_hash_and_a_store_has_a_path() {
+        let (hash, no_hash) = ("0".repeat(64), "g".repeat(64));
+        let line = |flag, value| Cli::try_parse_from(["rollbackd", "audit", "verify", flag, value]);
+        for (flag, value) in
+            [("--anchor", ""), ("--anchor", &hash[1..]), ("--anchor", &no_hash), ("--store", "x")]
+        {
+            let error = line(flag, value).unwrap_err().to_string();
+            assert!(error.contains(flag), "{flag} {value}: {error}");
+        }
+        line("--anchor", &hash).unwrap();
+        line("--anchor", &hash.replace("00", "aB")).unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! - [`rollbacks`]: the write, from its request to its end.
 //! - [`http`]: routes, views, problems, streams.
 //! - [`server`] wires them; [`config`] and [`telemetry`] are what they say.
+//! - [`verifier`]: whether an audit is what was written. It knows nobody, so that it shares nothing with [`audit`].
 //! - [`sandbox`]: a simulated cluster to put under them. Only [`server`] knows it, and it knows nobody.
 
 pub mod audit;
@@ -26,3 +27,4 @@ pub mod rollbacks;
 pub mod sandbox;
 pub mod server;
 pub mod telemetry;
+pub mod verifier;

@@ -1,12 +1,20 @@
 //! The command `rollbackd`.
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    fs::File,
+    io::{self, BufReader, Write},
+    path::Path,
+    process::ExitCode,
+};
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use rollbackd::{
-    config::{Cli, Command},
+    audit,
+    config::{AuditCommand, Cli, Command, ExportArgs, VerifyArgs},
     http::openapi,
     server, telemetry,
+    verifier::{verify_export, verify_store},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -15,8 +23,8 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Openapi => {
             // Whoever reads only the beginning has what they wanted.
-            match std::io::stdout().write_all(openapi::document().as_bytes()) {
-                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            match io::stdout().write_all(openapi::document().as_bytes()) {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                     eprintln!("error: standard output: {error}");
                     ExitCode::FAILURE
                 }
@@ -30,12 +38,18 @@ fn main() -> ExitCode {
             run(|stop| server::serve(args, stop))
         }
         Command::Sandbox(args) => run(|stop| server::serve_sandbox(args, stop)),
+        Command::Audit(AuditCommand::Verify(args)) => exit(verify(args)),
+        Command::Audit(AuditCommand::Export(args)) => exit(export(args)),
     }
 }
 
 fn run<S: Future<Output = anyhow::Result<()>>>(serve: impl FnOnce(CancellationToken) -> S) -> ExitCode {
     telemetry::start_logging();
-    match until_signalled(serve) {
+    exit(until_signalled(serve))
+}
+
+fn exit(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", telemetry::causes(&*error));
@@ -64,4 +78,46 @@ async fn until_signalled<S: Future<Output = anyhow::Result<()>>>(
         }
     });
     serve(stop).await
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
+    let VerifyArgs { store, file, anchor } = args;
+    let (what, report) = match file {
+        Some(file) if file == Path::new("-") => {
+            ("standard input".to_owned(), verify_export(io::stdin().lock(), anchor)?)
+        }
+        Some(file) => {
+            let what = file.display().to_string();
+            let lines = File::open(file).with_context(|| format!("--file {what}"))?;
+            let report = verify_export(BufReader::new(lines), anchor);
+            (what.clone(), report.with_context(|| format!("--file {what}"))?)
+        }
+        None => {
+            let report = verify_store(&store, anchor).await;
+            (store.clone(), report.with_context(|| format!("--store {store}"))?)
+        }
+    };
+    for finding in &report.findings {
+        println!("{finding}");
+    }
+    let untold = report.found - report.findings.len() as u64;
+    if untold > 0 {
+        println!("and {untold} more");
+    }
+    if !report.is_whole() {
+        anyhow::bail!("{what} is not what was written ({} findings)", report.found);
+    }
+    let (sequence, hash) = report.head;
+    println!("whole: {} entries, head {sequence} {hash}", report.entries);
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn export(args: ExportArgs) -> anyhow::Result<()> {
+    let ExportArgs { store } = args;
+    let head = audit::export(&store, io::stdout().lock()).await;
+    let head = head.with_context(|| format!("--store {store}"))?;
+    eprintln!("head {} {}", head.sequence, head.hash);
+    Ok(())
 }

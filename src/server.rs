@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    audit::Store,
+    audit::{Head, Store},
     auth::{Audiences, Authority, Pace, Reviews},
     config::{Anonymous, AuthMode, SandboxArgs, ServeArgs},
     http::{
@@ -38,6 +38,8 @@ const MAX_HEADER: usize = 64 * 1024;
 /// For answers that are under way when the server stops. With the default `--drain-delay` it fits into
 /// the 30 s that Kubernetes gives a pod.
 const FINISH: Duration = Duration::from_secs(20);
+/// Between two lines of the log that tell the audit's head, if it has moved.
+const HEAD_PERIOD: Duration = Duration::from_secs(3600);
 /// For the last bytes of answers to leave.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
@@ -249,6 +251,8 @@ impl Server {
             .max_buf_size(MAX_HEADER);
         let mut serving = tokio::spawn(server.serve(service));
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+        let telling = tell_head(self.store.clone());
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(telling));
 
         tokio::select! {
             () = stop.cancelled() => {}
@@ -272,10 +276,32 @@ impl Server {
         // What is left are connections without a request, and the last bytes of answers.
         let _ = tokio::time::timeout(LAST_BYTES, serving).await;
         handle.shutdown();
+        if let Ok(head) = self.store.head().await {
+            log_head(&head);
+        }
         self.store.close().await;
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Gives the audit's head away, to where whoever can rewrite the store can't rewrite it.
+async fn tell_head(store: Store) {
+    let mut told = None;
+    let mut ticks = tokio::time::interval(HEAD_PERIOD);
+    loop {
+        ticks.tick().await;
+        if let Ok(head) = store.head().await
+            && told.as_ref() != Some(&head)
+        {
+            log_head(&head);
+            told = Some(head);
+        }
+    }
+}
+
+fn log_head(head: &Head) {
+    tracing::info!(sequence = head.sequence, hash = head.hash, "the audit's head");
 }
 
 fn open(anonymous: Anonymous) -> Open {

@@ -1,13 +1,18 @@
 //! The record: who rolled back what and why, and what became of it.
 //!
 //! [`Entry`] is one line of the audit, [`Store`] keeps entries and rollbacks durably. A rollback is
-//! recorded before it is made; what the store does not take is not done.
+//! recorded before it is made; what the store does not take is not done. The entries are a chain, which ends
+//! in its [`Head`].
 
+mod chain;
 mod entry;
+mod export;
 mod query;
 mod store;
 
+pub use chain::Head;
 pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
+pub use export::{ExportError, export};
 pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
 pub use store::{IN_MEMORY, Store, StoreError};
 

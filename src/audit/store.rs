@@ -19,7 +19,7 @@ use sqlx::{
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Entry, EntryFilter, Order, RollbackFilter, Sequence, time_text};
+use super::{Entry, EntryFilter, Head, Order, RollbackFilter, Sequence, time_text};
 use crate::{
     domain::{
         key::Namespace,
@@ -34,6 +34,8 @@ const TURN: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long the answer to [`Store::can_write`] is good.
 const RECHECK: Duration = Duration::from_secs(2);
+
+const HEAD: &str = "SELECT sequence, hash FROM audit_head";
 
 /// The URL of a store that is gone when the process ends.
 pub const IN_MEMORY: &str = "sqlite::memory:";
@@ -76,14 +78,15 @@ pub enum StoreError {
 }
 
 fn migrator() -> Migrator {
-    let first = Migration::new(
-        1,
-        Cow::Borrowed("rollbacks and audit"),
-        MigrationType::Simple,
-        SqlStr::from_static(include_str!("migrations/0001_rollbacks_and_audit.sql")),
-        false,
-    );
-    Migrator { migrations: vec![first].into(), ..Migrator::DEFAULT }
+    let migration = |version, about, sql| {
+        let sql = SqlStr::from_static(sql);
+        Migration::new(version, Cow::Borrowed(about), MigrationType::Simple, sql, false)
+    };
+    let all = vec![
+        migration(1, "rollbacks and audit", include_str!("migrations/0001_rollbacks_and_audit.sql")),
+        migration(2, "audit chain", include_str!("migrations/0002_audit_chain.sql")),
+    ];
+    Migrator { migrations: all.into(), ..Migrator::DEFAULT }
 }
 
 impl Store {
@@ -114,6 +117,7 @@ impl Store {
             .connect_with(options.clone().create_if_missing(true))
             .await?;
         migrator().run(&write).await?;
+        chain_what_was_there(&write).await?;
         let read = if in_memory {
             // Another connection to it would meet the locks of a shared cache.
             write.clone()
@@ -144,7 +148,7 @@ impl Store {
     /// Nothing was recorded.
     pub async fn begin(&self, rollback: &Rollback, entry: &Entry) -> Result<(), StoreError> {
         let record = serde_json::to_string(rollback)?;
-        let sequence = self
+        let head = self
             .measured(async {
                 let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
                 sqlx::query(
@@ -160,12 +164,12 @@ impl Store {
                 .bind(record)
                 .execute(&mut *transaction)
                 .await?;
-                let sequence = insert(&mut transaction, entry).await?;
+                let head = insert(&mut transaction, entry).await?;
                 transaction.commit().await?;
-                Ok(sequence)
+                Ok(head)
             })
             .await?;
-        self.tell(sequence, entry);
+        self.tell(&head, entry);
         Ok(())
     }
 
@@ -180,7 +184,7 @@ impl Store {
         entry: Option<&Entry>,
     ) -> Result<(), StoreError> {
         let record = serde_json::to_string(rollback)?;
-        let sequence = self
+        let head = self
             .measured(async {
                 let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
                 let moved = sqlx::query(
@@ -196,16 +200,16 @@ impl Store {
                 if moved.rows_affected() != 1 {
                     return Err(StoreError::Moved { id: rollback.id, state });
                 }
-                let sequence = match entry {
+                let head = match entry {
                     Some(entry) => Some(insert(&mut transaction, entry).await?),
                     None => None,
                 };
                 transaction.commit().await?;
-                Ok(sequence)
+                Ok(head)
             })
             .await?;
-        if let (Some(sequence), Some(entry)) = (sequence, entry) {
-            self.tell(sequence, entry);
+        if let (Some(head), Some(entry)) = (head, entry) {
+            self.tell(&head, entry);
         }
         Ok(())
     }
@@ -215,15 +219,15 @@ impl Store {
     /// # Errors
     /// Nothing was recorded.
     pub async fn append(&self, entry: &Entry) -> Result<(), StoreError> {
-        let sequence = self
+        let head = self
             .measured(async {
                 let mut transaction = self.write.begin_with("BEGIN IMMEDIATE").await?;
-                let sequence = insert(&mut transaction, entry).await?;
+                let head = insert(&mut transaction, entry).await?;
                 transaction.commit().await?;
-                Ok(sequence)
+                Ok(head)
             })
             .await?;
-        self.tell(sequence, entry);
+        self.tell(&head, entry);
         Ok(())
     }
 
@@ -315,6 +319,15 @@ impl Store {
         rows.into_iter().map(|(sequence, entry)| Ok((sequence, serde_json::from_str(&entry)?))).collect()
     }
 
+    /// Where the audit ends.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn head(&self) -> Result<Head, StoreError> {
+        let (sequence, hash) = sqlx::query_as(HEAD).fetch_one(&self.read).await?;
+        Ok(Head { sequence, hash })
+    }
+
     /// The namespaces that have entries.
     ///
     /// # Errors
@@ -349,14 +362,18 @@ impl Store {
 
     /// Hands an entry that is durable to the central log. A log that can't keep up must not stop a
     /// rollback: the store has the entry.
-    fn tell(&self, sequence: Sequence, entry: &Entry) {
+    fn tell(&self, head: &Head, entry: &Entry) {
         self.metrics.audit_entry(entry.action.as_str());
         let Some(log) = &self.log else { return };
         let mut line = serde_json::to_value(entry).unwrap_or_default();
         line["log"] = "audit".into();
-        line["sequence"] = sequence.into();
+        line["sequence"] = head.sequence.into();
+        line["hash"] = head.hash.as_str().into();
         if !log.write(&line) {
-            tracing::warn!(sequence, "the audit entry did not get into the log; the store has it");
+            tracing::warn!(
+                sequence = head.sequence,
+                "the audit entry did not get into the log; the store has it"
+            );
         }
     }
 }
@@ -374,21 +391,84 @@ fn lock(file: &Path) -> Result<File, StoreError> {
     }
 }
 
-async fn insert(
-    transaction: &mut sqlx::Transaction<'_, Sqlite>,
-    entry: &Entry,
-) -> Result<Sequence, StoreError> {
-    let row = sqlx::query(
-        "INSERT INTO audit (time, action, outcome, namespace, name, actor, entry) VALUES (?, ?, ?, ?, ?, ?, ?)",
+/// Appends an entry to the chain. The transaction holds the database's only write lock since it began, so
+/// that nobody else reads the same head.
+async fn insert(transaction: &mut sqlx::Transaction<'_, Sqlite>, entry: &Entry) -> Result<Head, StoreError> {
+    let (sequence, hash) = sqlx::query_as(HEAD).fetch_one(&mut **transaction).await?;
+    let previous = Head { sequence, hash };
+    let text = serde_json::to_string(entry)?;
+    let head = previous.next(&text);
+    sqlx::query(
+        "INSERT INTO audit (sequence, time, action, outcome, namespace, name, actor, entry, previous, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
+    .bind(head.sequence)
     .bind(time_text(entry.time))
     .bind(entry.action.as_str())
     .bind(entry.outcome.as_str())
     .bind(entry.namespace.as_str())
     .bind(entry.name.as_str())
     .bind(&entry.actor.user)
-    .bind(serde_json::to_string(entry)?)
+    .bind(text)
+    .bind(previous.hash)
+    .bind(&head.hash)
     .execute(&mut **transaction)
     .await?;
-    Ok(row.last_insert_rowid())
+    move_head(transaction, &head).await?;
+    Ok(head)
+}
+
+async fn move_head(transaction: &mut sqlx::Transaction<'_, Sqlite>, head: &Head) -> Result<(), StoreError> {
+    sqlx::query("UPDATE audit_head SET sequence = ?, hash = ?")
+        .bind(head.sequence)
+        .bind(&head.hash)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// Chains the entries of a store that was made before there was a chain, all or none of them.
+///
+/// Somebody who can write the store can bring this about again, and wins nothing by it: they could as
+/// well have rewritten the chain themselves, which an anchor tells.
+async fn chain_what_was_there(write: &SqlitePool) -> Result<(), StoreError> {
+    const BATCH: i64 = 1000;
+    // Nothing is written where nothing is to be done: a start must not need that.
+    let chained: Option<String> = sqlx::query_scalar("SELECT hash FROM audit_head").fetch_one(write).await?;
+    if chained.is_some() {
+        return Ok(());
+    }
+    let mut transaction = write.begin_with("BEGIN IMMEDIATE").await?;
+    let mut head = Head::start();
+    loop {
+        let entries: Vec<(Sequence, String)> =
+            sqlx::query_as("SELECT sequence, entry FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?")
+                .bind(head.sequence)
+                .bind(BATCH)
+                .fetch_all(&mut *transaction)
+                .await?;
+        if entries.is_empty() {
+            break;
+        }
+        for (sequence, text) in entries {
+            // What was removed before stays missing, and verify names it.
+            let next = Head { sequence: sequence - 1, ..head.clone() }.next(&text);
+            sqlx::query("UPDATE audit SET previous = ?, hash = ? WHERE sequence = ?")
+                .bind(&head.hash)
+                .bind(&next.hash)
+                .bind(sequence)
+                .execute(&mut *transaction)
+                .await?;
+            head = next;
+        }
+    }
+    move_head(&mut transaction, &head).await?;
+    transaction.commit().await?;
+    if head.sequence > 0 {
+        tracing::info!(
+            sequence = head.sequence,
+            hash = head.hash,
+            "the audit's entries are chained from here on"
+        );
+    }
+    Ok(())
 }

@@ -34,6 +34,7 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(rollbacks::list_rollbacks))
         .routes(routes!(rollbacks::get_rollback))
         .routes(routes!(audit::list_audit_entries))
+        .routes(routes!(audit::get_audit_head))
         .routes(routes!(operations::get_version))
         .routes(routes!(operations::get_liveness))
         .routes(routes!(operations::get_readiness))

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Each room and the rooms that it may name. `main`, `lib` and `server` wire them all.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("domain", &[]),
     ("telemetry", &["domain"]),
     ("kubernetes", &["domain", "telemetry"]),
@@ -14,8 +14,10 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("auth", &["domain", "kubernetes", "telemetry"]),
     ("rollbacks", &["audit", "auth", "domain", "kubernetes", "telemetry"]),
     ("http", &["audit", "auth", "domain", "kubernetes", "rollbacks", "telemetry"]),
-    ("config", &["audit", "domain"]),
+    ("config", &["audit", "domain", "verifier"]),
     ("sandbox", &[]),
+    // What it verifies was written by code that it must not share.
+    ("verifier", &[]),
 ];
 
 fn sources(folder: &Path) -> Vec<(PathBuf, String)> {

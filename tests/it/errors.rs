@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 /// Every path of the API, of a DaemonSet that need not exist; all but the last know GET.
-pub const PATHS: [&str; 14] = [
+pub const PATHS: [&str; 15] = [
     "/daemonsets",
     "/daemonsets/a",
     "/daemonsets/a/b",
@@ -22,6 +22,7 @@ pub const PATHS: [&str; 14] = [
     "/rollbacks",
     "/rollbacks/x",
     "/audit",
+    "/audit/head",
     "/version",
     "/livez",
     "/readyz",
@@ -194,6 +195,7 @@ async fn a_form_that_can_not_be_made_is_a_406_problem() {
         (of("/status"), vec!["application/json", "text/plain", "text/event-stream"]),
         ("/rollbacks".to_owned(), vec!["application/json"]),
         ("/audit".to_owned(), vec!["application/json", "application/x-ndjson"]),
+        ("/audit/head".to_owned(), vec!["application/json"]),
     ] {
         for accept in ["image/png", "application/xml, text/html;q=0.9", "application/json;q=0", "*/*;q=0"] {
             let answer = rollbackd.api.get_as(&path, accept).await;

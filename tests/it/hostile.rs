@@ -62,6 +62,7 @@ fn requests(namespace: String) -> impl Strategy<Value = Sent> {
         "/daemonsets/@/agent/status",
         "/rollbacks",
         "/audit",
+        "/audit/head",
         "/version",
         "/livez",
         "/readyz",

@@ -285,7 +285,8 @@ async fn it_serves_as_the_deployment_says_and_the_examples_work_through_it() {
     let stopped = tokio::time::timeout(Duration::from_secs(grace), installed.process.wait()).await;
     assert_eq!(stopped.expect("it stops in time").unwrap().code(), Some(0));
     let log = std::fs::read_to_string(installed.folder.path().join("stdout")).unwrap();
-    assert!(log.lines().any(|line| line.contains(r#""log":"audit""#)), "{log}");
+    let is_chained = |line: &str| line.contains(r#""log":"audit""#) && line.contains(r#""hash":""#);
+    assert!(log.lines().any(is_chained), "{log}");
     assert!(installed.folder.path().join("store/rollbackd.db").exists());
 }
 

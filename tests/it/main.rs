@@ -11,6 +11,7 @@ mod support;
 mod admission;
 mod architecture;
 mod bodies;
+mod chain;
 mod cluster;
 mod daemonsets;
 mod deploy;

@@ -53,7 +53,7 @@ const WHO: [Who; 13] = [
 
 /// Statuses in the order of [`WHO`]. The rollback is a dry run, so that it can be asked for again.
 #[rustfmt::skip]
-const TABLE: [(&str, [u16; 13]); 14] = [
+const TABLE: [(&str, [u16; 13]); 15] = [
     //                                                        none bad  exp  aud  no   view roll pat  audi else act  pret pod
     ("get /daemonsets",                                      [401, 401, 401, 401, 403, 200, 403, 403, 403, 200, 200, 403, 200]),
     ("get /daemonsets/{namespace}",                          [401, 401, 401, 401, 403, 200, 403, 403, 403, 403, 200, 403, 200]),
@@ -65,6 +65,8 @@ const TABLE: [(&str, [u16; 13]); 14] = [
     ("get /rollbacks",                                       [401, 401, 401, 401, 200, 200, 200, 200, 200, 200, 200, 403, 200]),
     ("get /rollbacks/{id}",                                  [401, 401, 401, 401, 404, 200, 404, 404, 404, 404, 200, 403, 200]),
     ("get /audit",                                           [401, 401, 401, 401, 403, 403, 403, 403, 200, 403, 403, 403, 403]),
+    // The auditor's right is to one namespace; the head is about all.
+    ("get /audit/head",                                      [401, 401, 401, 401, 403, 403, 403, 403, 403, 403, 403, 403, 403]),
     ("get /version",                                         [401, 401, 401, 401, 200, 200, 200, 200, 200, 200, 200, 403, 200]),
     ("get /livez",                                           [200; 13]),
     ("get /readyz",                                          [200; 13]),

@@ -283,6 +283,7 @@ async fn answers(api: &Api, space: &Space) -> Vec<(&'static str, Answer)> {
         ("/rollbacks", "/rollbacks?limit=0".to_owned()),
         ("/rollbacks/{id}", format!("/rollbacks/{id}")),
         ("/audit", format!("/audit?namespace={}", space.namespace)),
+        ("/audit/head", "/audit/head".to_owned()),
         ("/version", "/version".to_owned()),
         ("/livez", "/livez".to_owned()),
         ("/readyz", "/readyz?verbose".to_owned()),

@@ -188,6 +188,9 @@ async fn the_audit_is_read_by_namespace_or_everywhere() {
     assert_eq!(namespaces(all.get("/audit").await.expect(200)).len(), 2);
     let export = one.get_as("/audit", "application/x-ndjson").await;
     assert_eq!(export.text.lines().count(), 1, "{export:?}");
+    // The head tells how much there is of everybody's.
+    one.get("/audit/head").await.problem(403, "forbidden");
+    assert_eq!(all.get("/audit/head").await.expect(200)["sequence"], 2);
 }
 
 #[tokio::test]

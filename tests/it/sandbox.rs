@@ -126,6 +126,7 @@ async fn logs_are_json_lines_with_the_request_id_and_hold_no_secrets() {
         }
     }
     assert!(logged.contains("\"request_id\":\"marker-id\""), "{logged}");
+    assert!(logged.contains("\"message\":\"the audit's head\""), "{logged}");
     for secret in ["marker-token", "registry.example", "containerPort"] {
         assert!(!logged.contains(secret), "{secret}: {logged}");
     }

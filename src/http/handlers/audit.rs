@@ -1,4 +1,4 @@
-//! `GET /audit`: who did what, and why.
+//! `GET /audit` and `GET /audit/head`: who did what, and why, and what holds all of it.
 
 use axum::{
     Json as JsonAnswer,
@@ -8,15 +8,18 @@ use axum::{
 use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 
-use super::super::{
-    App,
-    extract::{From, Query, number, time},
-    negotiate::{Form, negotiate},
-    page,
-    problem::{Problem, ProblemBody},
+use super::{
+    super::{
+        App,
+        extract::{From, Query, number, time},
+        negotiate::{Form, negotiate},
+        page,
+        problem::{Problem, ProblemBody},
+    },
+    daemonsets::NoQuery,
 };
 use crate::{
-    audit::{Action, Entry, EntryFilter, Order, Outcome, Sequence},
+    audit::{Action, Entry, EntryFilter, Head, Order, Outcome, Sequence},
     auth::{Caller, Seen},
     domain::{
         access::Access,
@@ -125,6 +128,29 @@ pub async fn list_audit_entries(
     let lines = items.iter().map(|item| serde_json::to_string(item).map(|line| line + "\n"));
     let body: String = lines.collect::<Result<_, _>>().expect("an entry has string keys");
     Ok(([(header::CONTENT_TYPE, Form::NdJson.content_type())], body).into_response())
+}
+
+/// Get the audit's head
+///
+/// The hash of the last entry, and with it of all before it. Kept where rollbackd's store is out of reach, it
+/// is what `rollbackd audit verify --anchor` holds the store to. Needs the right to read the whole audit.
+#[utoipa::path(
+    get, path = "/audit/head", tag = "audit",
+    responses(
+        (status = 200, description = "Where the audit ends", body = Head),
+        (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "The audit store is out of reach", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn get_audit_head(
+    State(app): State<App>,
+    From(caller): From,
+    headers: HeaderMap,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<JsonAnswer<Head>, Problem> {
+    negotiate(&headers, &[Form::Json])?;
+    app.authority.require(&caller, Access::read_audit(None)).await?;
+    Ok(JsonAnswer(app.store.head().await?))
 }
 
 /// The namespaces whose entries the caller may read, if not all of those asked for.

@@ -1,0 +1,162 @@
+//! The chain, link by link. Nothing is read here.
+//!
+//! Format 1: an entry's hash is SHA-256 over four lines, the last without a newline: `rollbackd audit 1`,
+//! its sequence, its predecessor's hash, its text. The first one's predecessor is 64 zeros.
+
+use std::str::FromStr;
+
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::{Finding, Report, TOLD};
+
+/// A head that somebody kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anchor(String);
+
+/// A text that is no hash.
+#[derive(Debug, thiserror::Error)]
+#[error("expected a hash of 64 hexadecimal digits, as GET /audit/head and the log have it")]
+pub struct InvalidAnchor;
+
+impl FromStr for Anchor {
+    type Err = InvalidAnchor;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAnchor> {
+        let hash = text.to_ascii_lowercase();
+        if is_hash(&hash) { Ok(Self(hash)) } else { Err(InvalidAnchor) }
+    }
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// An entry as it was found.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Link {
+    pub sequence: i64,
+    pub previous: String,
+    pub hash: String,
+    pub entry: String,
+}
+
+/// What is looked at in an entry's text.
+#[derive(Debug, Deserialize)]
+pub(super) struct Text {
+    pub version: u64,
+    pub time: String,
+    pub action: String,
+    pub outcome: String,
+    pub namespace: String,
+    pub name: String,
+    pub actor: TextActor,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct TextActor {
+    pub user: String,
+}
+
+/// Goes along the entries, oldest first.
+pub(super) struct Chain {
+    sequence: i64,
+    hash: String,
+    entries: u64,
+    anchor: Option<Anchor>,
+    findings: Vec<Finding>,
+    found: u64,
+}
+
+impl Chain {
+    pub fn new(anchor: Option<Anchor>) -> Self {
+        let mut chain =
+            Self { sequence: 0, hash: "0".repeat(64), entries: 0, anchor, findings: Vec::new(), found: 0 };
+        chain.look_for_anchor();
+        chain
+    }
+
+    /// Something is wrong.
+    pub fn find(&mut self, sequence: Option<i64>, what: impl Into<String>) {
+        self.found += 1;
+        if self.findings.len() < TOLD {
+            self.findings.push(Finding { sequence, what: what.into() });
+        }
+    }
+
+    /// Takes the next entry; returns its text if that can be read.
+    pub fn take(&mut self, link: Link) -> Option<Text> {
+        let Link { sequence, previous, hash, entry } = link;
+        self.entries += 1;
+        let expected = self.sequence.saturating_add(1);
+        if sequence > expected {
+            let missing = match sequence - 1 {
+                last if last == expected => format!("entry {last} is missing before it"),
+                last => format!("entries {expected} to {last} are missing before it"),
+            };
+            self.find(Some(sequence), missing);
+        } else if sequence < expected {
+            self.find(Some(sequence), format!("it stands after entry {}: put in or moved", self.sequence));
+        } else if previous != self.hash {
+            let what = match self.sequence {
+                0 => "as the first one it must follow 64 zeros".to_owned(),
+                before => format!(
+                    "it follows another entry {before} than the one before it: either was changed, put in or moved"
+                ),
+            };
+            self.find(Some(sequence), what);
+        }
+        let text = serde_json::from_str::<Text>(&entry);
+        match &text {
+            Ok(Text { version: 1, .. }) => {}
+            Ok(Text { version, .. }) => {
+                self.find(
+                    Some(sequence),
+                    format!("format {version} is unknown to this version of rollbackd"),
+                );
+            }
+            Err(_) => self.find(Some(sequence), "its text is not that of an entry"),
+        }
+        let mut bytes = format!("rollbackd audit 1\n{sequence}\n{previous}\n").into_bytes();
+        bytes.extend_from_slice(entry.as_bytes());
+        if hex(&Sha256::digest(&bytes)) != hash {
+            self.find(
+                Some(sequence),
+                "it was changed: its hash is not that of its text, place and predecessor",
+            );
+        }
+        (self.sequence, self.hash) = (sequence, hash);
+        self.look_for_anchor();
+        text.ok()
+    }
+
+    /// Says where the chain ends, and whether the anchor was on the way.
+    pub fn end(mut self) -> Report {
+        if let Some(Anchor(hash)) = self.anchor.take() {
+            self.find(
+                None,
+                format!("the anchor {hash} is not in it: the end was cut off, or the chain was rewritten"),
+            );
+        }
+        let Self { sequence, hash, entries, anchor: _, findings, found } = self;
+        Report { entries, head: (sequence, hash), findings, found }
+    }
+
+    /// The last entry so far.
+    pub fn head(&self) -> (i64, &str) {
+        (self.sequence, &self.hash)
+    }
+
+    fn look_for_anchor(&mut self) {
+        self.anchor.take_if(|anchor| anchor.0 == self.hash);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
+        .collect()
+}

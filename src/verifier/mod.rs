@@ -1,0 +1,70 @@
+//! Finds out whether an audit is what was written: `rollbackd audit verify`.
+//!
+//! It knows no other room, so that it shares no code with what writes: its own reading of stores and
+//! exports, its own hashing, its own idea of what an entry says. A bug in one is not hidden by the other.
+//!
+//! Absent on purpose: repair. What is wrong is named; what is true is for whoever kept the log to say.
+
+mod chain;
+mod export;
+mod store;
+
+use std::fmt;
+
+pub use chain::{Anchor, InvalidAnchor};
+pub use export::verify_export;
+pub use store::verify_store;
+
+/// Findings that are told; the others are counted.
+const TOLD: usize = 100;
+
+/// What became of it.
+#[derive(Debug)]
+pub struct Report {
+    /// How many entries were read.
+    pub entries: u64,
+    /// Sequence and hash of the last one.
+    pub head: (i64, String),
+    /// What is wrong, in the order of the entries; the first [`TOLD`] of them.
+    pub findings: Vec<Finding>,
+    /// How many findings there are in all.
+    pub found: u64,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The entry, where it is about one.
+    pub sequence: Option<i64>,
+    pub what: String,
+}
+
+/// Why it could not be found out.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// It can't be opened, or reading it failed half-way.
+    #[error("it can't be read")]
+    Database(#[from] sqlx::Error),
+    #[error("it can't be read")]
+    Io(#[from] std::io::Error),
+    /// The store was last used by a version that knew no chain.
+    #[error("its entries are not chained yet: a rollbackd of this version does so when it opens the store")]
+    NotChained,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.found == 0
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.sequence {
+            Some(sequence) => write!(f, "entry {sequence}: {}", self.what),
+            None => f.write_str(&self.what),
+        }
+    }
+}

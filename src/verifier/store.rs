@@ -1,0 +1,113 @@
+//! Reads a store. It may be in use: what is read is one state of it, and nothing is written.
+
+use std::str::FromStr;
+
+use futures_util::TryStreamExt as _;
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, sqlite::SqliteConnectOptions};
+
+use super::{
+    Report, VerifyError,
+    chain::{Anchor, Chain, Link, Text},
+};
+
+/// The columns that repeat what the text says.
+const COLUMNS: [&str; 6] = ["time", "action", "outcome", "namespace", "name", "actor"];
+
+/// Verifies the audit of a store, `sqlite:PATH`.
+///
+/// # Errors
+/// When it can't be opened or read.
+pub async fn verify_store(url: &str, anchor: Option<Anchor>) -> Result<Report, VerifyError> {
+    let options = SqliteConnectOptions::from_str(url)?.read_only(true);
+    let mut connection = options.connect().await?;
+    let mut transaction = connection.begin().await?;
+    let mut chain = Chain::new(anchor);
+    let chained: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM pragma_table_info('audit') WHERE name = 'hash'")
+            .fetch_one(&mut *transaction)
+            .await?;
+    if chained == 0 {
+        return Err(VerifyError::NotChained);
+    }
+    let heads: Vec<(i64, Option<String>)> =
+        sqlx::query_as("SELECT sequence, hash FROM audit_head").fetch_all(&mut *transaction).await?;
+    if let [(_, None)] = heads[..] {
+        return Err(VerifyError::NotChained);
+    }
+    // Indexes that say something else than the table.
+    let damage: Vec<String> =
+        sqlx::query_scalar("PRAGMA integrity_check(10)").fetch_all(&mut *transaction).await?;
+    for damage in damage.iter().filter(|damage| *damage != "ok") {
+        chain.find(None, format!("the file is damaged: {damage:?}"));
+    }
+    {
+        let mut rows = sqlx::query(
+            "SELECT sequence, previous, hash, entry, time, action, outcome, namespace, name, actor FROM audit NOT INDEXED ORDER BY sequence",
+        )
+        .fetch(&mut *transaction);
+        while let Some(row) = rows.try_next().await? {
+            let sequence = row.try_get("sequence")?;
+            let mut text = |column: &'static str| match row.try_get::<Option<String>, _>(column) {
+                Ok(text) => text.unwrap_or_default(),
+                Err(_) => {
+                    chain.find(Some(sequence), format!("its column {column} is no text"));
+                    String::new()
+                }
+            };
+            let link =
+                Link { sequence, previous: text("previous"), hash: text("hash"), entry: text("entry") };
+            let found = COLUMNS.map(text);
+            let Some(said) = chain.take(link) else { continue };
+            for ((column, found), said) in COLUMNS.into_iter().zip(found).zip(repeated(said)) {
+                if found != said {
+                    let what = format!("its column {column} is {found:?}, its text says {said:?}");
+                    chain.find(Some(sequence), what);
+                }
+            }
+        }
+    }
+    let (sequence, hash) = chain.head();
+    let (sequence, hash) = (sequence, hash.to_owned());
+    match &heads[..] {
+        [(at, Some(kept))] if (*at, kept) == (sequence, &hash) => {}
+        [(at, _)] if *at > sequence => {
+            let what = format!("the end was cut off: the last entry is {sequence}, the store's head is {at}");
+            chain.find(None, what);
+        }
+        [(at, _)] if *at < sequence => {
+            let what = format!("the store's head is {at}, and entries up to {sequence} were put in after it");
+            chain.find(None, what);
+        }
+        [_] => chain.find(None, format!("the store's head is not entry {sequence}: either was changed")),
+        heads => chain.find(None, format!("the store has {} heads instead of one", heads.len())),
+    }
+    Ok(chain.end())
+}
+
+/// What the columns must say, in the order of [`COLUMNS`].
+fn repeated(text: Text) -> [String; 6] {
+    [microseconds(&text.time), text.action, text.outcome, text.namespace, text.name, text.actor.user]
+}
+
+/// A time in UTC with exactly six digits after the second, so that texts sort as times do.
+fn microseconds(time: &str) -> String {
+    let whole = time.trim_end_matches('Z');
+    let (seconds, fraction) = whole.split_once('.').unwrap_or((whole, ""));
+    format!("{seconds}.{fraction:0<6.6}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_six_digits() {
+        for (text, column) in [
+            ("2026-11-24T01:02:03Z", "2026-11-24T01:02:03.000000Z"),
+            ("2026-11-24T01:02:03.5Z", "2026-11-24T01:02:03.500000Z"),
+            ("2026-11-24T01:02:03.123456789Z", "2026-11-24T01:02:03.123456Z"),
+        ] {
+            assert_eq!(microseconds(text), column);
+        }
+    }
+}
