@@ -7,6 +7,7 @@
 mod chain;
 mod entry;
 mod export;
+mod place;
 mod query;
 mod store;
 

@@ -19,7 +19,7 @@ use sqlx::{
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Entry, EntryFilter, Head, Order, RollbackFilter, Sequence, time_text};
+use super::{Entry, EntryFilter, Head, Order, RollbackFilter, Sequence, place::Place, time_text};
 use crate::{
     domain::{
         key::Namespace,
@@ -48,6 +48,8 @@ pub struct Store {
     metrics: Metrics,
     log: Option<AuditLog>,
     checked: Arc<Mutex<Option<(Instant, bool)>>>,
+    /// `None` in memory.
+    place: Option<Place>,
     _lock: Arc<Option<File>>,
 }
 
@@ -66,6 +68,9 @@ pub enum StoreError {
     /// Another process uses the file.
     #[error("another process uses it")]
     InUse,
+    /// The file was removed, or another one was put in its place. Nothing was written; only a restart helps.
+    #[error("the audit store's file was removed or replaced")]
+    Gone,
     /// The disk did not answer. Whether something was written is not known.
     #[error("the audit store did not answer in time")]
     Silent,
@@ -123,9 +128,10 @@ impl Store {
             write.clone()
         } else {
             let readers = SqlitePoolOptions::new().max_connections(2).acquire_timeout(TURN);
-            readers.connect_with(options.read_only(true)).await?
+            readers.connect_with(options.clone().read_only(true)).await?
         };
-        Ok(Self { write, read, metrics, log, checked: Arc::default(), _lock: Arc::new(lock) })
+        let place = if in_memory { None } else { Some(place(options.get_filename())?) };
+        Ok(Self { write, read, metrics, log, checked: Arc::default(), place, _lock: Arc::new(lock) })
     }
 
     /// Whether the store can write: tries it, at most once in [`RECHECK`].
@@ -136,8 +142,12 @@ impl Store {
         {
             return can;
         }
-        let probe = sqlx::query("UPDATE probe SET written = written + 1").execute(&self.write);
-        let can = matches!(tokio::time::timeout(TURN, probe).await, Ok(Ok(_)));
+        let probe = async {
+            self.holds_its_place().await?;
+            sqlx::query("UPDATE probe SET written = written + 1").execute(&self.write).await?;
+            Ok::<_, StoreError>(())
+        };
+        let can = matches!(tokio::time::timeout(TURN, probe).await, Ok(Ok(())));
         *checked = Some((Instant::now(), can));
         can
     }
@@ -349,8 +359,19 @@ impl Store {
         records.iter().map(|record| Ok(serde_json::from_str(record)?)).collect()
     }
 
+    async fn holds_its_place(&self) -> Result<(), StoreError> {
+        match &self.place {
+            Some(place) if !place.is_held().await => Err(StoreError::Gone),
+            _ => Ok(()),
+        }
+    }
+
     async fn measured<T>(&self, write: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let started = Instant::now();
+        let write = async {
+            self.holds_its_place().await?;
+            write.await
+        };
         let result = tokio::time::timeout(DEADLINE, write).await.unwrap_or(Err(StoreError::Silent));
         self.metrics.store_write(started.elapsed(), result.is_err());
         // What is known of the store is newer than the last check of it.
@@ -376,6 +397,10 @@ impl Store {
             );
         }
     }
+}
+
+fn place(file: &Path) -> Result<Place, StoreError> {
+    Ok(Place::of(file).map_err(sqlx::Error::Io)?)
 }
 
 /// Keeps a second process off the file: each would settle what the other is still making. The lock

@@ -133,3 +133,26 @@ async fn a_store_that_cannot_be_read_says_so() {
     })
     .await;
 }
+
+/// SQLite itself would go on, into a file that nobody can open any more.
+#[tokio::test]
+async fn a_store_whose_file_is_gone_takes_no_more_records() {
+    let (space, rollbackd, path) = agent().await;
+    let before = space.kubectl.get("daemonset", "agent").await;
+    std::fs::rename(&rollbackd.store, rollbackd.store.with_extension("moved")).unwrap();
+    for dry_run in [false, true] {
+        let answer = rollbackd.api.post(&path, &json!({"toRevision": 1, "dryRun": dry_run})).await;
+        let problem = answer.problem(503, "store-unavailable");
+        assert!(problem["retryAfter"].is_u64(), "{problem}");
+    }
+    std::fs::write(&rollbackd.store, "another one").unwrap();
+    rollbackd.api.post(&path, &json!({"toRevision": 1})).await.problem(503, "store-unavailable");
+    assert_eq!(rollbackd.faults.patches(), 0);
+    assert_eq!(space.kubectl.get("daemonset", "agent").await["spec"], before["spec"]);
+    rollbackd.api.get(&space.path("agent")).await.expect(200);
+    until("the store to be called degraded", async || {
+        let ready = rollbackd.api.get("/readyz?verbose").await;
+        if ready.text.contains("store degraded") { Ok(()) } else { Err(ready.text) }
+    })
+    .await;
+}

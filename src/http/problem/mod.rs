@@ -307,6 +307,7 @@ impl From<StoreError> for Problem {
             | StoreError::Database(_)
             | StoreError::Migration(_)
             | StoreError::InUse
+            | StoreError::Gone
             | StoreError::Silent
             | StoreError::Record(_)
             | StoreError::Moved { .. } => {
