@@ -120,6 +120,8 @@ enum Tampering {
     Rewritten(i64),
     HeadHash,
     HeadSequence,
+    /// As if the entries were still to be chained.
+    HeadBlank,
     HeadGone,
 }
 
@@ -141,6 +143,7 @@ fn tampering() -> impl Strategy<Value = Tampering> {
         2 => place().prop_map(Tampering::Rewritten),
         1 => Just(Tampering::HeadHash),
         1 => Just(Tampering::HeadSequence),
+        1 => Just(Tampering::HeadBlank),
         1 => Just(Tampering::HeadGone),
     ]
 }
@@ -247,6 +250,10 @@ impl Tampering {
             }
             Self::HeadSequence => {
                 run(store, "UPDATE audit_head SET sequence = sequence + 1".into()).await;
+                (vec![], false)
+            }
+            Self::HeadBlank => {
+                run(store, "UPDATE audit_head SET sequence = 0, hash = NULL".into()).await;
                 (vec![], false)
             }
             Self::HeadGone => {
@@ -360,7 +367,8 @@ async fn tampering_with_the_first_and_the_last_entry_is_found() {
             Tampering::Rewritten(place),
         ];
         all.extend((0..COLUMNS.len()).map(|column| Tampering::Column(place, column)));
-        all.extend([Tampering::Appended, Tampering::HeadHash, Tampering::HeadSequence, Tampering::HeadGone]);
+        all.extend([Tampering::Appended, Tampering::HeadHash, Tampering::HeadSequence]);
+        all.extend([Tampering::HeadBlank, Tampering::HeadGone]);
         for tampering in all {
             found(&original, ENTRIES, &head, tampering)
                 .await
