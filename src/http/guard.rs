@@ -7,11 +7,11 @@
 //! send without asking first ([`super::extract::Json`]).
 
 use axum::{
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     middleware::Next,
     response::Response,
 };
-use http::{HeaderMap, HeaderValue, Uri, header, uri};
+use http::{HeaderMap, HeaderValue, Method, Uri, header, uri};
 
 use super::{
     App,
@@ -22,11 +22,9 @@ use super::{
 use crate::auth::Authority;
 
 /// Headers of the design that are not built yet, and what each would do: refused, never ignored.
-const NOT_BUILT: [(&str, &str); 3] = [
-    ("idempotency-key", "retries are not recognised yet"),
-    ("if-match", "preconditions are not checked yet; use expectedRevision"),
-    ("prefer", "waiting for the outcome is not supported yet; follow links.self or links.status"),
-];
+const NOT_BUILT: [(&str, &str); 1] = [("idempotency-key", "retries are not recognised yet")];
+/// Headers that only `POST …/rollback` knows. Elsewhere they are refused, never ignored.
+const OF_ROLLBACKS: [&str; 2] = ["if-match", "prefer"];
 
 /// Refuses headers that would be ignored.
 ///
@@ -43,6 +41,11 @@ pub async fn supported_headers(
             return refused(name, why);
         }
     }
+    if !is_rollback(&request)
+        && let Some(name) = OF_ROLLBACKS.iter().find(|name| request.headers().contains_key(**name))
+    {
+        return refused(name, "only POST …/rollback takes it");
+    }
     for name in request.headers().keys().filter(|name| name.as_str().starts_with("impersonate-")) {
         let known = [IMPERSONATE_USER, IMPERSONATE_GROUP].contains(name);
         match app.authority {
@@ -57,6 +60,11 @@ pub async fn supported_headers(
         }
     }
     Ok(next.run(request).await)
+}
+
+fn is_rollback(request: &Request) -> bool {
+    let path = request.extensions().get::<MatchedPath>();
+    request.method() == Method::POST && path.is_some_and(|path| path.as_str().ends_with("/rollback"))
 }
 
 /// Lets nobody in without a good token.

@@ -13,6 +13,7 @@ pub mod handlers;
 mod negotiate;
 pub mod openapi;
 mod page;
+mod prefer;
 pub mod problem;
 mod router;
 mod sse;

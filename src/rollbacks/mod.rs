@@ -10,6 +10,7 @@ mod follow;
 mod quota;
 mod settle;
 mod transaction;
+mod wait;
 
 use std::{
     collections::HashMap,
@@ -19,6 +20,7 @@ use std::{
 
 pub use quota::Quota;
 use quota::Used;
+pub use wait::Wait;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use jiff::{Timestamp, Unit};
@@ -100,6 +102,8 @@ struct Inner {
 pub enum Outcome {
     /// The patch was carried out, or its answer was lost (`unsettled`).
     Made(Rollback),
+    /// The caller wanted to wait, and it ended in time.
+    Ended(Rollback),
     /// The live template is the one asked for.
     Skipped {
         rollback: Rollback,
@@ -203,9 +207,15 @@ impl Rollbacks {
         grant: Grant,
         origin: Origin,
         request: RollbackRequest,
+        wait: Option<Wait>,
     ) -> Result<Outcome, RollbackError> {
         let id = Uuid::now_v7();
-        let transaction = self.inner.clone().transact(id, grant, origin, request).in_current_span();
+        let inner = self.inner.clone();
+        let transaction = async move {
+            let outcome = inner.clone().transact(id, grant, origin, request).await?;
+            Ok(inner.wait_for_end(outcome, wait).await)
+        };
+        let transaction = transaction.in_current_span();
         match self.inner.parts.tasks.spawn(transaction).await {
             Ok(outcome) => outcome,
             Err(died) => {

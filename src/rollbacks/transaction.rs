@@ -383,6 +383,9 @@ fn still_holds(plan: &Plan, planned: &DaemonSet, read: &DaemonSet) -> Result<(),
     if read.being_deleted {
         return Err(Refusal::BeingDeleted.into());
     }
+    if !plan.precondition.holds(read) {
+        return Err(Refusal::precondition_failed(read).into());
+    }
     if read.template != plan.live { Err(RollbackError::Changed) } else { Ok(()) }
 }
 

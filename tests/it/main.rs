@@ -32,6 +32,8 @@ mod operations;
 mod own_account;
 mod pages;
 mod planted;
+mod preconditions;
+mod preferences;
 mod races;
 mod readme;
 mod reads;

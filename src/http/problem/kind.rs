@@ -28,6 +28,7 @@ pub enum Kind {
     Modified,
     NotRecorded,
     UnexpectedRevision,
+    PreconditionFailed,
     BodyTooLarge,
     UnsupportedMediaType,
     ReasonRequired,
@@ -50,7 +51,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the document.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::InvalidRequest,
         Self::UnsupportedHeader,
         Self::NoToken,
@@ -71,6 +72,7 @@ impl Kind {
         Self::Modified,
         Self::NotRecorded,
         Self::UnexpectedRevision,
+        Self::PreconditionFailed,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::ReasonRequired,
@@ -137,6 +139,11 @@ impl Kind {
             Self::UnexpectedRevision => {
                 ("unexpected-revision", StatusCode::PRECONDITION_FAILED, "Another revision is running")
             }
+            Self::PreconditionFailed => (
+                "precondition-failed",
+                StatusCode::PRECONDITION_FAILED,
+                "The DaemonSet is not what the caller has seen",
+            ),
             Self::BodyTooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::UnsupportedMediaType => {
                 ("unsupported-media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not JSON")

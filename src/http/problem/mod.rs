@@ -254,6 +254,7 @@ impl From<Refusal> for Problem {
             Refusal::UnexpectedRevision { .. } => {
                 Self::pointer(Kind::UnexpectedRevision, "/expectedRevision", detail)
             }
+            Refusal::PreconditionFailed { .. } => Self::header(Kind::PreconditionFailed, "If-Match", detail),
             Refusal::Planted { .. } => Self::pointer(Kind::PlantedRevision, "/toRevision", detail),
             Refusal::NotSeen { .. } => {
                 Self::new(Kind::NotRecorded, detail).retry_after(Duration::from_secs(1))
