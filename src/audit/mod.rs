@@ -4,10 +4,12 @@
 //! recorded before it is made; what the store does not take is not done.
 
 mod entry;
+mod keys;
 mod query;
 mod store;
 
 pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
+pub use keys::{NewKey, UsedKey};
 pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
 pub use store::{IN_MEMORY, Store, StoreError};
 

@@ -19,7 +19,7 @@ use sqlx::{
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Entry, EntryFilter, Order, RollbackFilter, Sequence, time_text};
+use super::{Entry, EntryFilter, NewKey, Order, RollbackFilter, Sequence, keys, time_text};
 use crate::{
     domain::{
         key::Namespace,
@@ -41,8 +41,8 @@ pub const IN_MEMORY: &str = "sqlite::memory:";
 /// Keeps rollbacks and audit entries.
 #[derive(Clone, Debug)]
 pub struct Store {
-    write: SqlitePool,
-    read: SqlitePool,
+    pub(super) write: SqlitePool,
+    pub(super) read: SqlitePool,
     metrics: Metrics,
     log: Option<AuditLog>,
     checked: Arc<Mutex<Option<(Instant, bool)>>>,
@@ -83,7 +83,14 @@ fn migrator() -> Migrator {
         SqlStr::from_static(include_str!("migrations/0001_rollbacks_and_audit.sql")),
         false,
     );
-    Migrator { migrations: vec![first].into(), ..Migrator::DEFAULT }
+    let keys = Migration::new(
+        3,
+        Cow::Borrowed("idempotency keys"),
+        MigrationType::Simple,
+        SqlStr::from_static(include_str!("migrations/0003_idempotency_keys.sql")),
+        false,
+    );
+    Migrator { migrations: vec![first, keys].into(), ..Migrator::DEFAULT }
 }
 
 impl Store {
@@ -138,11 +145,16 @@ impl Store {
         can
     }
 
-    /// Records a new rollback and its first entry.
+    /// Records a new rollback, its first entry, and the key that makes it, if there is one.
     ///
     /// # Errors
     /// Nothing was recorded.
-    pub async fn begin(&self, rollback: &Rollback, entry: &Entry) -> Result<(), StoreError> {
+    pub async fn begin(
+        &self,
+        rollback: &Rollback,
+        entry: &Entry,
+        key: Option<&NewKey>,
+    ) -> Result<(), StoreError> {
         let record = serde_json::to_string(rollback)?;
         let sequence = self
             .measured(async {
@@ -160,6 +172,9 @@ impl Store {
                 .bind(record)
                 .execute(&mut *transaction)
                 .await?;
+                if let Some(key) = key {
+                    keys::insert(&mut transaction, key, rollback.id, rollback.requested_at).await?;
+                }
                 let sequence = insert(&mut transaction, entry).await?;
                 transaction.commit().await?;
                 Ok(sequence)
@@ -336,7 +351,10 @@ impl Store {
         records.iter().map(|record| Ok(serde_json::from_str(record)?)).collect()
     }
 
-    async fn measured<T>(&self, write: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    pub(super) async fn measured<T>(
+        &self,
+        write: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         let started = Instant::now();
         let result = tokio::time::timeout(DEADLINE, write).await.unwrap_or(Err(StoreError::Silent));
         self.metrics.store_write(started.elapsed(), result.is_err());

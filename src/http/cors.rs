@@ -10,6 +10,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::{
     caller::{IMPERSONATE_GROUP, IMPERSONATE_USER},
+    idempotency::{KEY, REPLAYED},
     prefer::{APPLIED, PREFER},
 };
 
@@ -23,6 +24,7 @@ pub fn layer(origins: &[HeaderValue]) -> CorsLayer {
         header::ACCEPT,
         header::AUTHORIZATION,
         header::CONTENT_TYPE,
+        KEY,
         header::IF_MATCH,
         header::IF_NONE_MATCH,
         IMPERSONATE_GROUP,
@@ -36,6 +38,7 @@ pub fn layer(origins: &[HeaderValue]) -> CorsLayer {
         header::ETAG,
         header::LOCATION,
         APPLIED,
+        REPLAYED,
         header::RETRY_AFTER,
         header::WARNING,
         header::WWW_AUTHENTICATE,

@@ -1,5 +1,5 @@
-//! What stands in front of a server without authentication (`--auth none`), and what no request may
-//! carry yet.
+//! What stands in front of a server without authentication (`--auth none`), and which headers no
+//! request may carry, or not there.
 //!
 //! Such a server holds somebody's kubeconfig. It listens on loopback only, but every web page that
 //! this somebody opens can send requests there: so the host must be a loopback name (DNS
@@ -21,10 +21,8 @@ use super::{
 };
 use crate::auth::Authority;
 
-/// Headers of the design that are not built yet, and what each would do: refused, never ignored.
-const NOT_BUILT: [(&str, &str); 1] = [("idempotency-key", "retries are not recognised yet")];
 /// Headers that only `POST …/rollback` knows. Elsewhere they are refused, never ignored.
-const OF_ROLLBACKS: [&str; 2] = ["if-match", "prefer"];
+const OF_ROLLBACKS: [&str; 3] = ["idempotency-key", "if-match", "prefer"];
 
 /// Refuses headers that would be ignored.
 ///
@@ -36,11 +34,6 @@ pub async fn supported_headers(
     next: Next,
 ) -> Result<Response, Problem> {
     let refused = |name: &str, why: &str| Err(Problem::header(Kind::UnsupportedHeader, name, why));
-    for (name, why) in NOT_BUILT {
-        if request.headers().contains_key(name) {
-            return refused(name, why);
-        }
-    }
     if !is_rollback(&request)
         && let Some(name) = OF_ROLLBACKS.iter().find(|name| request.headers().contains_key(**name))
     {

@@ -10,6 +10,7 @@ mod etag;
 mod extract;
 mod guard;
 pub mod handlers;
+mod idempotency;
 mod negotiate;
 pub mod openapi;
 mod page;

@@ -22,6 +22,7 @@ mod guards;
 mod history;
 mod hostile;
 mod hostile_data;
+mod idempotency;
 mod installed;
 mod lagging;
 mod lost_answers;
