@@ -7,6 +7,7 @@
 mod chain;
 mod entry;
 mod export;
+mod keys;
 mod place;
 mod query;
 mod store;
@@ -14,6 +15,7 @@ mod store;
 pub use chain::Head;
 pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
 pub use export::{ExportError, export};
+pub use keys::{NewKey, UsedKey};
 pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
 pub use store::{IN_MEMORY, Store, StoreError};
 

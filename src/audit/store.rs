@@ -19,7 +19,9 @@ use sqlx::{
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Entry, EntryFilter, Head, Order, RollbackFilter, Sequence, place::Place, time_text};
+use super::{
+    Entry, EntryFilter, Head, NewKey, Order, RollbackFilter, Sequence, keys, place::Place, time_text,
+};
 use crate::{
     domain::{
         key::Namespace,
@@ -43,8 +45,8 @@ pub const IN_MEMORY: &str = "sqlite::memory:";
 /// Keeps rollbacks and audit entries.
 #[derive(Clone, Debug)]
 pub struct Store {
-    write: SqlitePool,
-    read: SqlitePool,
+    pub(super) write: SqlitePool,
+    pub(super) read: SqlitePool,
     metrics: Metrics,
     log: Option<AuditLog>,
     checked: Arc<Mutex<Option<(Instant, bool)>>>,
@@ -90,6 +92,7 @@ fn migrator() -> Migrator {
     let all = vec![
         migration(1, "rollbacks and audit", include_str!("migrations/0001_rollbacks_and_audit.sql")),
         migration(2, "audit chain", include_str!("migrations/0002_audit_chain.sql")),
+        migration(3, "idempotency keys", include_str!("migrations/0003_idempotency_keys.sql")),
     ];
     Migrator { migrations: all.into(), ..Migrator::DEFAULT }
 }
@@ -152,11 +155,16 @@ impl Store {
         can
     }
 
-    /// Records a new rollback and its first entry.
+    /// Records a new rollback, its first entry, and the key that makes it, if there is one.
     ///
     /// # Errors
     /// Nothing was recorded.
-    pub async fn begin(&self, rollback: &Rollback, entry: &Entry) -> Result<(), StoreError> {
+    pub async fn begin(
+        &self,
+        rollback: &Rollback,
+        entry: &Entry,
+        key: Option<&NewKey>,
+    ) -> Result<(), StoreError> {
         let record = serde_json::to_string(rollback)?;
         let head = self
             .measured(async {
@@ -174,6 +182,9 @@ impl Store {
                 .bind(record)
                 .execute(&mut *transaction)
                 .await?;
+                if let Some(key) = key {
+                    keys::insert(&mut transaction, key, rollback.id, rollback.requested_at).await?;
+                }
                 let head = insert(&mut transaction, entry).await?;
                 transaction.commit().await?;
                 Ok(head)
@@ -366,7 +377,10 @@ impl Store {
         }
     }
 
-    async fn measured<T>(&self, write: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    pub(super) async fn measured<T>(
+        &self,
+        write: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         let started = Instant::now();
         let write = async {
             self.holds_its_place().await?;

@@ -9,7 +9,7 @@ use super::{
     describe,
     key::{Key, Name},
     revision::{History, Revision, RevisionRef},
-    rollback::{Mode, OnWarning, RollbackRequest, Target},
+    rollback::{Mode, OnWarning, Precondition, RollbackRequest, Target},
     template::Template,
     text::escape,
 };
@@ -79,7 +79,9 @@ pub fn not_found(name: &Name) -> String {
 #[must_use]
 pub fn undo_command(key: &Key, request: &RollbackRequest) -> String {
     let Key { namespace, name } = key;
-    let checked = request.expected_revision.is_some() || request.on_warning == OnWarning::Refuse;
+    let checked = request.expected_revision.is_some()
+        || matches!(request.precondition, Precondition::OneOf(_))
+        || request.on_warning == OnWarning::Refuse;
     let number = match &request.to {
         Target::Previous => String::new(),
         Target::Revision(RevisionRef::Number(number)) if number.0 > 0 => format!(" --to-revision={number}"),
@@ -112,6 +114,7 @@ mod tests {
             reason: None,
             mode,
             expected_revision: expected,
+            precondition: Precondition::Unconditional,
             on_warning: OnWarning::Proceed,
         };
         let undo = format!("kubectl rollout undo daemonset/{} --namespace={}", key.name, key.namespace);

@@ -8,7 +8,11 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::caller::{IMPERSONATE_GROUP, IMPERSONATE_USER};
+use super::{
+    caller::{IMPERSONATE_GROUP, IMPERSONATE_USER},
+    idempotency::{KEY, REPLAYED},
+    prefer::{APPLIED, PREFER},
+};
 
 /// For how long a browser may remember the answer to its question before a request.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -20,16 +24,21 @@ pub fn layer(origins: &[HeaderValue]) -> CorsLayer {
         header::ACCEPT,
         header::AUTHORIZATION,
         header::CONTENT_TYPE,
+        KEY,
+        header::IF_MATCH,
         header::IF_NONE_MATCH,
         IMPERSONATE_GROUP,
         IMPERSONATE_USER,
         named("last-event-id"),
+        PREFER,
         named("traceparent"),
         named("x-request-id"),
     ];
     let read = [
         header::ETAG,
         header::LOCATION,
+        APPLIED,
+        REPLAYED,
         header::RETRY_AFTER,
         header::WARNING,
         header::WWW_AUTHENTICATE,

@@ -5,7 +5,11 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::domain::daemonset::DaemonSet;
+use super::problem::{Kind, Problem};
+use crate::domain::{
+    daemonset::DaemonSet,
+    rollback::{Precondition, Version},
+};
 
 /// The entity tag of one representation of a DaemonSet.
 #[must_use]
@@ -36,4 +40,104 @@ fn known(request: &HeaderMap, tag: &str) -> bool {
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .any(|one| one == "*" || one.trim_start_matches("W/") == tag)
+}
+
+/// What `If-Match` asks to hold. Of a tag of ours uid and generation count and the hash does not, so that
+/// a change of status fails nobody's precondition. A weak tag never matches (RFC 9110, 13.1.1).
+///
+/// # Errors
+/// 400 when it is no list of entity tags.
+pub fn precondition(request: &HeaderMap) -> Result<Precondition, Problem> {
+    let malformed = || {
+        let detail = "expected \"*\", or entity tags in double quotes, such as an answer's etag";
+        Problem::header(Kind::InvalidRequest, "If-Match", detail)
+    };
+    let mut lines = Vec::new();
+    for value in request.get_all(header::IF_MATCH) {
+        lines.push(value.to_str().map_err(|_| malformed())?);
+    }
+    if lines.is_empty() {
+        return Ok(Precondition::Unconditional);
+    }
+    let list = lines.join(",");
+    if list.trim() == "*" {
+        return Ok(Precondition::Exists);
+    }
+    let tags = tags(&list).filter(|tags| !tags.is_empty()).ok_or_else(malformed)?;
+    let strong = tags.into_iter().filter_map(|(weak, tag)| (!weak).then_some(tag));
+    Ok(Precondition::OneOf(strong.filter_map(version).collect()))
+}
+
+/// The tags of a list, each with whether it is weak; `None` if it is no such list.
+fn tags(list: &str) -> Option<Vec<(bool, &str)>> {
+    let mut tags = Vec::new();
+    let mut rest = list;
+    loop {
+        // Empty elements are allowed (RFC 9110, 5.6.1).
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        if rest.is_empty() {
+            return Some(tags);
+        }
+        let (weak, opened) = match rest.strip_prefix("W/") {
+            Some(opened) => (true, opened),
+            None => (false, rest),
+        };
+        let (tag, after) = opened.strip_prefix('"')?.split_once('"')?;
+        if !tag.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x7e)) {
+            return None;
+        }
+        tags.push((weak, tag));
+        rest = after.trim_start_matches([' ', '\t']);
+        if !rest.is_empty() && !rest.starts_with(',') {
+            return None;
+        }
+    }
+}
+
+/// What a tag of ours names; `None` if it is not ours.
+fn version(tag: &str) -> Option<Version> {
+    let (rest, _hash) = tag.rsplit_once('.')?;
+    let (uid, generation) = rest.rsplit_once('.')?;
+    Some(Version { uid: uid.to_owned(), generation: generation.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &[&str]) -> Result<Precondition, Kind> {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(header::IF_MATCH, line.parse().unwrap());
+        }
+        precondition(&headers).map_err(|problem| problem.kind)
+    }
+
+    #[test]
+    fn if_match_is_a_star_or_a_list_of_tags_of_which_the_strong_ones_of_ours_count() {
+        let one = |uid: &str, generation| Version { uid: uid.into(), generation };
+        assert_eq!(read(&[]), Ok(Precondition::Unconditional));
+        assert_eq!(read(&[" * "]), Ok(Precondition::Exists));
+        let of = |versions| Ok(Precondition::OneOf(versions));
+        assert_eq!(read(&["\"u-1.4.ab\""]), of(vec![one("u-1", 4)]));
+        assert_eq!(
+            read(&["\"a.1.x\" ,, \"b.2.y\"", "\"c.3.z\""]),
+            of(vec![one("a", 1), one("b", 2), one("c", 3)])
+        );
+        assert_eq!(read(&["W/\"a.1.x\", \"x,y\", \"\", \"a.b.c\""]), of(Vec::new()));
+        for malformed in
+            ["", ",", "a.1.x", "\"a.1.x", "\"a.1.x\" \"b.2.y\"", "*, \"a.1.x\"", "w/\"a.1.x\"", "\"a b\""]
+        {
+            assert_eq!(read(&[malformed]), Err(Kind::InvalidRequest), "{malformed}");
+        }
+    }
+
+    #[test]
+    fn a_tag_of_ours_names_its_version() {
+        let tag = etag("7f9c2ba4-e88f", 12, b"anything");
+        assert_eq!(
+            read(&[&tag]),
+            Ok(Precondition::OneOf(vec![Version { uid: "7f9c2ba4-e88f".into(), generation: 12 }]))
+        );
+    }
 }

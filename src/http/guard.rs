@@ -1,5 +1,5 @@
-//! What stands in front of a server without authentication (`--auth none`), and what no request may
-//! carry yet.
+//! What stands in front of a server without authentication (`--auth none`), and which headers no
+//! request may carry, or not there.
 //!
 //! Such a server holds somebody's kubeconfig. It listens on loopback only, but every web page that
 //! this somebody opens can send requests there: so the host must be a loopback name (DNS
@@ -7,11 +7,11 @@
 //! send without asking first ([`super::extract::Json`]).
 
 use axum::{
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     middleware::Next,
     response::Response,
 };
-use http::{HeaderMap, HeaderValue, Uri, header, uri};
+use http::{HeaderMap, HeaderValue, Method, Uri, header, uri};
 
 use super::{
     App,
@@ -21,12 +21,8 @@ use super::{
 };
 use crate::auth::Authority;
 
-/// Headers of the design that are not built yet, and what each would do: refused, never ignored.
-const NOT_BUILT: [(&str, &str); 3] = [
-    ("idempotency-key", "retries are not recognised yet"),
-    ("if-match", "preconditions are not checked yet; use expectedRevision"),
-    ("prefer", "waiting for the outcome is not supported yet; follow links.self or links.status"),
-];
+/// Headers that only `POST …/rollback` knows. Elsewhere they are refused, never ignored.
+const OF_ROLLBACKS: [&str; 3] = ["idempotency-key", "if-match", "prefer"];
 
 /// Refuses headers that would be ignored.
 ///
@@ -38,10 +34,10 @@ pub async fn supported_headers(
     next: Next,
 ) -> Result<Response, Problem> {
     let refused = |name: &str, why: &str| Err(Problem::header(Kind::UnsupportedHeader, name, why));
-    for (name, why) in NOT_BUILT {
-        if request.headers().contains_key(name) {
-            return refused(name, why);
-        }
+    if !is_rollback(&request)
+        && let Some(name) = OF_ROLLBACKS.iter().find(|name| request.headers().contains_key(**name))
+    {
+        return refused(name, "only POST …/rollback takes it");
     }
     for name in request.headers().keys().filter(|name| name.as_str().starts_with("impersonate-")) {
         let known = [IMPERSONATE_USER, IMPERSONATE_GROUP].contains(name);
@@ -57,6 +53,11 @@ pub async fn supported_headers(
         }
     }
     Ok(next.run(request).await)
+}
+
+fn is_rollback(request: &Request) -> bool {
+    let path = request.extensions().get::<MatchedPath>();
+    request.method() == Method::POST && path.is_some_and(|path| path.as_str().ends_with("/rollback"))
 }
 
 /// Lets nobody in without a good token.

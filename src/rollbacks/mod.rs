@@ -7,18 +7,22 @@
 
 mod authorize;
 mod follow;
+mod idempotency;
 mod quota;
 mod settle;
 mod transaction;
+mod wait;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+pub use idempotency::{Answer, Failure, IdempotencyKey, Terms, Told};
 pub use quota::Quota;
 use quota::Used;
+pub use wait::Wait;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use jiff::{Timestamp, Unit};
@@ -92,6 +96,8 @@ struct Inner {
     turns: Mutex<HashMap<Key, Uuid>>,
     /// Rollbacks that have not ended.
     open: Mutex<HashMap<Uuid, watch::Sender<Arc<Rollback>>>>,
+    /// Keys whose first answer is being made.
+    keys: Mutex<HashSet<String>>,
     used: Used,
 }
 
@@ -100,6 +106,8 @@ struct Inner {
 pub enum Outcome {
     /// The patch was carried out, or its answer was lost (`unsettled`).
     Made(Rollback),
+    /// The caller wanted to wait, and it ended in time.
+    Ended(Rollback),
     /// The live template is the one asked for.
     Skipped {
         rollback: Rollback,
@@ -168,6 +176,15 @@ pub enum RollbackError {
     /// The record could not be written. Nothing was changed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The first request with the same key has no answer yet.
+    #[error("the request that this key was sent with first is still being answered")]
+    KeyAtWork,
+    /// The key was sent before, with another request.
+    #[error("this key was sent before, with another body or for another DaemonSet")]
+    KeyReused,
+    /// What a first answer said, in its words.
+    #[error("{message}")]
+    Again { failure: Failure, message: String },
     /// The task that made the rollback died.
     #[error("the rollback was interrupted")]
     Interrupted,
@@ -189,31 +206,35 @@ impl Rollbacks {
     /// Starts with nothing open.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let (turns, open, used) = (Mutex::default(), Mutex::default(), Used::default());
-        Self { inner: Arc::new(Inner { parts, turns, open, used }) }
+        let (turns, open, keys) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { parts, turns, open, keys, used: Used::default() }) }
     }
 
     /// Makes one rollback. It goes on when the returned future is dropped.
     ///
-    /// # Errors
-    /// Why it was not made. Nothing was changed in the cluster, except that it is not known with
-    /// [`RollbackError::Deleted`], [`RollbackError::Undecidable`] and [`RollbackError::Interrupted`].
+    /// An error says why it was not made. Nothing was changed in the cluster, except that it is not known
+    /// with [`RollbackError::Deleted`], [`RollbackError::Undecidable`] and [`RollbackError::Interrupted`].
     pub async fn roll_back(
         &self,
         grant: Grant,
         origin: Origin,
         request: RollbackRequest,
-    ) -> Result<Outcome, RollbackError> {
+        terms: Terms,
+    ) -> Answer {
         let id = Uuid::now_v7();
-        let transaction = self.inner.clone().transact(id, grant, origin, request).in_current_span();
-        match self.inner.parts.tasks.spawn(transaction).await {
-            Ok(outcome) => outcome,
+        let answer = self.inner.clone().answer(id, grant, origin, request, terms).in_current_span();
+        match self.inner.parts.tasks.spawn(answer).await {
+            Ok(answer) => answer,
             Err(died) => {
                 tracing::error!(rollback = %id, error = %causes(&died), "a rollback's task died");
-                if let Some(rollback) = self.inner.parts.store.rollback(id).await? {
-                    self.take_up(rollback);
-                }
-                Err(RollbackError::Interrupted)
+                let result = match self.inner.parts.store.rollback(id).await {
+                    Ok(rollback) => {
+                        rollback.into_iter().for_each(|rollback| self.take_up(rollback));
+                        Err(RollbackError::Interrupted)
+                    }
+                    Err(error) => Err(error.into()),
+                };
+                Answer { result, told: Told::First }
             }
         }
     }

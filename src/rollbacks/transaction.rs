@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Inner, Outcome, Preview, RollbackError, Turn, now, waits};
 use crate::{
-    audit::{Action, Entry, Outcome as EntryOutcome, StoreError},
+    audit::{Action, Entry, NewKey, Outcome as EntryOutcome, StoreError},
     domain::{
         daemonset::{DaemonSet, UpdateStrategy},
         diff::TemplateDiff,
@@ -45,6 +45,7 @@ impl Inner {
         grant: Grant,
         origin: Origin,
         request: RollbackRequest,
+        idempotency: Option<&NewKey>,
     ) -> Result<Outcome, RollbackError> {
         let key = grant.key().clone();
         // A dry run writes nothing, so it needs no turn.
@@ -82,7 +83,7 @@ impl Inner {
                 rollback.state = RollbackState::Skipped;
                 rollback.ended_at = Some(rollback.requested_at);
                 rollback.message = kubectl::skipped(number.0);
-                self.begin(&rollback, Action::Skipped).await?;
+                self.begin(&rollback, Action::Skipped, idempotency).await?;
                 self.announce(&rollback);
                 Ok(Outcome::Skipped { rollback, number })
             }
@@ -91,7 +92,7 @@ impl Inner {
                     new_rollback(id, &daemonset, plan.from.clone(), plan.to.clone(), &plan.template, origin);
                 rollback.warnings.clone_from(&plan.warnings);
                 pin(&mut rollback, &daemonset);
-                self.begin(&rollback, Action::Requested).await?;
+                self.begin(&rollback, Action::Requested, idempotency).await?;
                 self.announce(&rollback);
                 self.make(grant, daemonset, &plan, rollback, turn).await
             }
@@ -319,7 +320,7 @@ impl Inner {
         Ok(Outcome::Previewed(preview))
     }
 
-    async fn record_refusal(
+    pub(super) async fn record_refusal(
         self: &Arc<Self>,
         key: &Key,
         origin: &Origin,
@@ -330,9 +331,14 @@ impl Inner {
         self.record_no(no, key, origin, mode, refusal.to_string()).await;
     }
 
-    async fn begin(self: &Arc<Self>, rollback: &Rollback, action: Action) -> Result<(), StoreError> {
+    async fn begin(
+        self: &Arc<Self>,
+        rollback: &Rollback,
+        action: Action,
+        idempotency: Option<&NewKey>,
+    ) -> Result<(), StoreError> {
         let entry = Entry::of_rollback(rollback, action, self.parts.cluster.clone(), rollback.requested_at);
-        let begun = self.parts.store.begin(rollback, &entry).await;
+        let begun = self.parts.store.begin(rollback, &entry, idempotency).await;
         if matches!(begun, Err(StoreError::Silent)) {
             self.parts.tasks.spawn(self.clone().withdraw(rollback.clone()));
         }
@@ -383,6 +389,9 @@ fn still_holds(plan: &Plan, planned: &DaemonSet, read: &DaemonSet) -> Result<(),
     }
     if read.being_deleted {
         return Err(Refusal::BeingDeleted.into());
+    }
+    if !plan.precondition.holds(read) {
+        return Err(Refusal::precondition_failed(read).into());
     }
     if read.template != plan.live { Err(RollbackError::Changed) } else { Ok(()) }
 }

@@ -1,7 +1,7 @@
 //! The plan: DaemonSet and history and request in, what to do or why not out.
 
 use super::{
-    RevisionInfo, Warning,
+    Precondition, RevisionInfo, Warning,
     warning::{distrust, warnings},
 };
 use crate::domain::{
@@ -19,6 +19,7 @@ pub struct RollbackRequest {
     pub mode: Mode,
     /// The number that the caller believes to be running now.
     pub expected_revision: Option<RevisionNumber>,
+    pub precondition: Precondition,
     pub on_warning: OnWarning,
 }
 
@@ -87,6 +88,8 @@ pub struct Plan {
     pub live: Template,
     pub template: Template,
     pub warnings: Vec<Warning>,
+    /// What must still hold when it is sent.
+    pub precondition: Precondition,
 }
 
 /// Why a rollback is not made. The answer is no; nothing is broken.
@@ -115,6 +118,8 @@ pub enum Refusal {
     NotRecorded,
     #[error("expected revision {expected} to be running, but {}", running(*actual))]
     UnexpectedRevision { expected: RevisionNumber, actual: Option<RevisionNumber> },
+    #[error("the DaemonSet has been changed or made again: it is {uid} at generation {generation} now")]
+    PreconditionFailed { uid: String, generation: i64 },
     /// Whoever may create ControllerRevisions could have made it, and not everybody who may roll back may
     /// run anything.
     #[error(
@@ -126,6 +131,14 @@ pub enum Refusal {
     NotSeen { name: String },
     #[error("{}", warnings.iter().map(|warning| warning.message.as_str()).collect::<Vec<_>>().join("; "))]
     Warned { warnings: Vec<Warning> },
+}
+
+impl Refusal {
+    /// Says what the DaemonSet is instead of what the caller has seen.
+    #[must_use]
+    pub fn precondition_failed(daemonset: &DaemonSet) -> Self {
+        Self::PreconditionFailed { uid: daemonset.uid.clone(), generation: daemonset.generation }
+    }
 }
 
 fn running(actual: Option<RevisionNumber>) -> String {
@@ -155,6 +168,9 @@ pub fn plan(
 ) -> Result<Decision, Refusal> {
     if daemonset.being_deleted {
         return Err(Refusal::BeingDeleted);
+    }
+    if !request.precondition.holds(daemonset) {
+        return Err(Refusal::precondition_failed(daemonset));
     }
     let current = history.current();
     if let Some(expected) = request.expected_revision {
@@ -192,6 +208,7 @@ pub fn plan(
         live: daemonset.template.clone(),
         template,
         warnings,
+        precondition: request.precondition.clone(),
     })))
 }
 
@@ -219,7 +236,7 @@ mod tests {
     use crate::domain::{
         daemonset::{LAST_APPLIED, UpdateStrategy},
         fixtures::{daemonset, revision},
-        rollback::WarningCode,
+        rollback::{Version, WarningCode},
     };
 
     fn request(to: Target) -> RollbackRequest {
@@ -228,6 +245,7 @@ mod tests {
             reason: None,
             mode: Mode::Apply,
             expected_revision: None,
+            precondition: Precondition::Unconditional,
             on_warning: OnWarning::Proceed,
         }
     }
@@ -329,6 +347,24 @@ mod tests {
             plan(&live, &history, &expecting, Power::RollBack, |_| Standing::Trusted).unwrap_err(),
             Refusal::BeingDeleted
         );
+    }
+
+    #[test]
+    fn what_the_caller_has_seen_must_hold() {
+        let live = daemonset("b");
+        let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
+        let decide = |precondition| {
+            let request = RollbackRequest { precondition, ..request(Target::Previous) };
+            plan(&live, &history, &request, Power::RollBack, |_| Standing::Trusted).map(drop)
+        };
+        let version = |uid: &str, generation| Version { uid: uid.into(), generation };
+        let (same, older) = (version(&live.uid, live.generation), version(&live.uid, live.generation - 1));
+        let other = version("another", live.generation);
+        let changed = || Err(Refusal::precondition_failed(&live));
+        assert_eq!(decide(Precondition::Exists), Ok(()));
+        assert_eq!(decide(Precondition::OneOf(vec![older.clone(), same])), Ok(()));
+        assert_eq!(decide(Precondition::OneOf(vec![older, other])), changed());
+        assert_eq!(decide(Precondition::OneOf(Vec::new())), changed());
     }
 
     #[test]

@@ -15,9 +15,11 @@ use super::{
         App, Depth,
         caller::Source,
         edge::Id,
-        etag::etag,
+        etag::{etag, precondition},
         extract::{At, Json, Query, Target},
+        idempotency,
         negotiate::{Form, negotiate},
+        prefer,
         problem::{Kind, Problem, ProblemBody},
     },
     daemonsets::{NoQuery, link},
@@ -30,9 +32,14 @@ use crate::{
         key::Key,
         kubectl::{self, Undo},
         revision::{RevisionNumber, RevisionRef},
-        rollback::{Mode, OnWarning, Origin, RevisionInfo, RollbackRequest, Target as Revision, Warning},
+        rollback::{
+            Mode, OnWarning, Origin, Precondition, RevisionInfo, Rollback, RollbackRequest, RollbackState,
+            Target as Revision, Warning,
+        },
+        text::escape,
     },
-    rollbacks::{Outcome, Preview, RollbackError},
+    kubernetes::ClusterError,
+    rollbacks::{Answer, Outcome, Preview, RollbackError, Terms, Told},
 };
 
 /// Longest reason, in characters.
@@ -209,22 +216,29 @@ pub enum RollbackResult {
     params(
         ("namespace" = String, Path, description = "Name of a namespace", example = "monitoring"),
         ("name" = String, Path, description = "Name of a DaemonSet", example = "agent"),
+        ("Idempotency-Key" = Option<String>, Header, description = "What the caller calls this request, to send it again: a quoted string (the bare form is taken too) of at most 255 characters. The same caller, key, path and body get the first answer again, for 24 hours at least. What was refused before it was recorded, or failed in passing and changed nothing, is made when it is sent again; a dry run always is", example = "\"8e03978e-40d5-43e8-bc93-6894a57f9324\""),
+        ("If-Match" = Option<String>, Header, description = "Entity tags, of the DaemonSet or of a dry run: if it has another uid or generation by now, 412. A change of its status alone fails nothing; a weak tag never matches", example = "\"7f9c2ba4-e88f-4d3a-9c55-0f2d1b6a7e10.3.5d41402abc4b2a76\""),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the rollback has ended, or after N seconds, at most 60. Other preferences are left alone", example = "wait=30"),
     ),
     request_body(content = Body, description = "May be empty; the content type may not", example = json!({"toRevision": 2, "reason": "image 1.4.3 crashes on arm64"})),
     responses(
         (status = 202, description = "The rollback is made, or its patch is `unsettled`", content(
             (RollbackView = "application/json"),
             (String = "text/plain", example = "daemonset.apps/agent rolled back\n"),
-        ), headers(("Location" = String, description = "The rollback"))),
-        (status = 200, description = "Nothing was sent: a dry run, or the template is already the one asked for", content(
+        ), headers(
+            ("Location" = String, description = "The rollback"),
+            ("Idempotent-Replayed" = String, description = "`true`, where this is the first answer to the key again"),
+            ("Preference-Applied" = String, description = "`wait=N`, where the caller preferred to wait"),
+        )),
+        (status = 200, description = "Nothing was sent: a dry run, or the template is already the one asked for. Or the caller preferred to wait, and the rollback has ended: `state` tells how", content(
             (RollbackResult = "application/json"),
             (String = "text/plain", example = "daemonset.apps/agent skipped rollback (current template already matches revision 3)\n"),
-        )),
+        ), headers(("Idempotent-Replayed" = String, description = "`true`, where this is the first answer to the key again"), ("Preference-Applied" = String, description = "`wait=N`, where the caller preferred to wait"))),
         (status = 400, description = "Malformed", body = ProblemBody, content_type = "application/problem+json"),
         (status = 404, description = "No such DaemonSet", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 409, description = "Another rollback is being made, the DaemonSet was changed in between, or the controller has not recorded the running template", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 412, description = "`expectedRevision` is not the running one", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "It makes no sense, there are warnings and `failOnWarning` is set, or the API server refused it", body = ProblemBody, content_type = "application/problem+json", example = json!({"type": "https://rollbackd.dev/problems/unknown-revision", "title": "No such revision", "status": 422, "detail": "unable to find specified revision 99 in history", "instance": "/daemonsets/monitoring/agent/rollback", "requestId": "01936b5e-7d0a-7f43-9c7e-2f3f6a0b1c2d", "errors": [{"pointer": "/toRevision", "detail": "unable to find specified revision 99 in history"}]})),
+        (status = 409, description = "Another rollback is being made, the first request with the same `Idempotency-Key` has no answer yet, the DaemonSet was changed in between, or the controller has not recorded the running template", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 412, description = "`expectedRevision` is not the running one, or `If-Match` does not hold", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "It makes no sense, the `Idempotency-Key` belongs to another request, there are warnings and `failOnWarning` is set, or the API server refused it", body = ProblemBody, content_type = "application/problem+json", example = json!({"type": "https://rollbackd.dev/problems/unknown-revision", "title": "No such revision", "status": 422, "detail": "unable to find specified revision 99 in history", "instance": "/daemonsets/monitoring/agent/rollback", "requestId": "01936b5e-7d0a-7f43-9c7e-2f3f6a0b1c2d", "errors": [{"pointer": "/toRevision", "detail": "unable to find specified revision 99 in history"}]})),
         (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The API server or the audit store is out of reach; nothing was changed", body = ProblemBody, content_type = "application/problem+json"),
     ),
@@ -241,7 +255,9 @@ pub async fn roll_back(
     Json(body): Json<Body>,
 ) -> Result<Response, Problem> {
     let form = negotiate(&headers, &[Form::Json, Form::Text])?;
-    let request = body.check(app.require_reason)?;
+    let wait = prefer::wait(&headers)?;
+    let terms = Terms { key: idempotency::key(&headers)?, wait };
+    let request = body.check(app.require_reason, precondition(&headers)?)?;
     let origin = Origin {
         requested_by: arrival.actor(),
         on_behalf_of: arrival.on_behalf_of(),
@@ -251,16 +267,26 @@ pub async fn roll_back(
     };
     let (caller, grant) = app.rollbacks.authorize(arrival, &key, &origin, request.mode).await?;
     let meanwhile = kubectl::undo_command(&key, &request);
-    let outcome = app.rollbacks.roll_back(grant, origin, request).await.map_err(|error| match error {
-        RollbackError::Cluster(crate::kubernetes::ClusterError::NotFound) => Problem::no_daemonset(&key),
-        error => Problem::from(error).or_type(meanwhile),
-    })?;
-    let depth = app.depth(&caller, &key.namespace).await;
-    Ok(answer(&app, &key, form, depth, outcome))
+    let Answer { result, told } = app.rollbacks.roll_back(grant, origin, request, terms).await;
+    let mut response = match result {
+        Ok(outcome) => {
+            let depth = app.depth(&caller, &key.namespace).await;
+            answer(&app, &key, form, depth, outcome)
+        }
+        Err(RollbackError::Cluster(ClusterError::NotFound)) => return Err(Problem::no_daemonset(&key)),
+        Err(error) => Problem::from(error).or_type(meanwhile).into_response(),
+    };
+    let headers = response.headers_mut();
+    match (told, wait) {
+        (Told::Again, _) => drop(headers.insert(idempotency::REPLAYED, HeaderValue::from_static("true"))),
+        (Told::First, Some(wait)) => drop(headers.insert(prefer::APPLIED, prefer::applied(wait))),
+        (Told::First, None) => {}
+    }
+    Ok(response)
 }
 
 impl Body {
-    fn check(self, require_reason: bool) -> Result<RollbackRequest, Problem> {
+    fn check(self, require_reason: bool, precondition: Precondition) -> Result<RollbackRequest, Problem> {
         let reason = self.reason.map(|reason| reason.trim().to_owned()).filter(|reason| !reason.is_empty());
         if reason.as_ref().is_some_and(|reason| reason.chars().count() > MAX_REASON) {
             let detail = format!("reason: expected at most {MAX_REASON} characters");
@@ -279,6 +305,7 @@ impl Body {
             reason,
             mode: if self.dry_run == Some(true) { Mode::DryRun } else { Mode::Apply },
             expected_revision: self.expected_revision.map(RevisionNumber),
+            precondition,
             on_warning: if self.fail_on_warning == Some(true) {
                 OnWarning::Refuse
             } else {
@@ -288,9 +315,15 @@ impl Body {
     }
 }
 
+/// Whether kubectl's sentence tells the whole of an end.
+fn went_well(rollback: &Rollback) -> bool {
+    matches!(rollback.state, RollbackState::Succeeded | RollbackState::Applied)
+}
+
 fn answer(app: &App, key: &Key, form: Form, depth: Depth, outcome: Outcome) -> Response {
     let (status, undo, dry_run) = match &outcome {
         Outcome::Made(_) => (StatusCode::ACCEPTED, Undo::RolledBack, false),
+        Outcome::Ended(_) => (StatusCode::OK, Undo::RolledBack, false),
         Outcome::Skipped { number, .. } => (StatusCode::OK, Undo::Skipped(number.0), false),
         Outcome::Previewed(preview) => {
             let undo = preview.skipped.map_or(Undo::RolledBack, |number| Undo::Skipped(number.0));
@@ -298,7 +331,7 @@ fn answer(app: &App, key: &Key, form: Form, depth: Depth, outcome: Outcome) -> R
         }
     };
     let (warnings, location) = match &outcome {
-        Outcome::Made(rollback) | Outcome::Skipped { rollback, .. } => {
+        Outcome::Made(rollback) | Outcome::Ended(rollback) | Outcome::Skipped { rollback, .. } => {
             (rollback.warnings.clone(), Some(format!("/rollbacks/{}", rollback.id)))
         }
         Outcome::Previewed(preview) => (preview.warnings.clone(), None),
@@ -310,11 +343,21 @@ fn answer(app: &App, key: &Key, form: Form, depth: Depth, outcome: Outcome) -> R
             format!("daemonset.apps/{} rollback unsettled: the API server's answer was lost\n", key.name),
         )
             .into_response(),
+        (Form::Text, Outcome::Ended(rollback)) if !went_well(&rollback) => (
+            [(header::CONTENT_TYPE, Form::Text.content_type())],
+            format!(
+                "daemonset.apps/{} rollback {}: {}\n",
+                key.name,
+                rollback.state.as_str(),
+                escape(&rollback.message)
+            ),
+        )
+            .into_response(),
         (Form::Text, _) => {
             let body = kubectl::undo(&key.name, undo, dry_run);
             ([(header::CONTENT_TYPE, Form::Text.content_type())], body).into_response()
         }
-        (_, Outcome::Made(rollback) | Outcome::Skipped { rollback, .. }) => {
+        (_, Outcome::Made(rollback) | Outcome::Ended(rollback) | Outcome::Skipped { rollback, .. }) => {
             JsonAnswer(RollbackView::of(app, &rollback, depth)).into_response()
         }
         (_, Outcome::Previewed(preview)) => {

@@ -25,11 +25,14 @@ pub enum Kind {
     NotAcceptable,
     RequestTimeout,
     RollbackInProgress,
+    KeyAtWork,
     Modified,
     NotRecorded,
     UnexpectedRevision,
+    PreconditionFailed,
     BodyTooLarge,
     UnsupportedMediaType,
+    KeyReused,
     ReasonRequired,
     UnknownRevision,
     NoPreviousRevision,
@@ -50,7 +53,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the document.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 41] = [
         Self::InvalidRequest,
         Self::UnsupportedHeader,
         Self::NoToken,
@@ -68,11 +71,14 @@ impl Kind {
         Self::NotAcceptable,
         Self::RequestTimeout,
         Self::RollbackInProgress,
+        Self::KeyAtWork,
         Self::Modified,
         Self::NotRecorded,
         Self::UnexpectedRevision,
+        Self::PreconditionFailed,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
+        Self::KeyReused,
         Self::ReasonRequired,
         Self::UnknownRevision,
         Self::NoPreviousRevision,
@@ -137,9 +143,20 @@ impl Kind {
             Self::UnexpectedRevision => {
                 ("unexpected-revision", StatusCode::PRECONDITION_FAILED, "Another revision is running")
             }
+            Self::PreconditionFailed => (
+                "precondition-failed",
+                StatusCode::PRECONDITION_FAILED,
+                "The DaemonSet is not what the caller has seen",
+            ),
             Self::BodyTooLarge => ("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::UnsupportedMediaType => {
                 ("unsupported-media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not JSON")
+            }
+            Self::KeyAtWork => {
+                ("key-at-work", StatusCode::CONFLICT, "The first request with this key has no answer yet")
+            }
+            Self::KeyReused => {
+                ("key-reused", StatusCode::UNPROCESSABLE_ENTITY, "The key belongs to another request")
             }
             Self::ReasonRequired => {
                 ("reason-required", StatusCode::UNPROCESSABLE_ENTITY, "A rollback needs a reason here")

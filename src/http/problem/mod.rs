@@ -23,7 +23,7 @@ use crate::{
         text::escape,
     },
     kubernetes::ClusterError,
-    rollbacks::RollbackError,
+    rollbacks::{Failure, RollbackError},
 };
 
 /// An error on its way to the caller.
@@ -255,6 +255,7 @@ impl From<Refusal> for Problem {
             Refusal::UnexpectedRevision { .. } => {
                 Self::pointer(Kind::UnexpectedRevision, "/expectedRevision", detail)
             }
+            Refusal::PreconditionFailed { .. } => Self::header(Kind::PreconditionFailed, "If-Match", detail),
             Refusal::Planted { .. } => Self::pointer(Kind::PlantedRevision, "/toRevision", detail),
             Refusal::NotSeen { .. } => {
                 Self::new(Kind::NotRecorded, detail).retry_after(Duration::from_secs(1))
@@ -341,6 +342,17 @@ impl From<RollbackError> for Problem {
                 problem.detail.push_str(", so that the rollback can't be recorded; nothing was changed");
                 problem
             }
+            RollbackError::KeyAtWork => {
+                Self::header(Kind::KeyAtWork, "Idempotency-Key", detail).retry_after(Duration::from_secs(1))
+            }
+            RollbackError::KeyReused => Self::header(Kind::KeyReused, "Idempotency-Key", detail),
+            RollbackError::Again { failure, .. } => match failure {
+                Failure::BeingDeleted => Self::new(Kind::BeingDeleted, detail),
+                Failure::PreconditionFailed => Self::header(Kind::PreconditionFailed, "If-Match", detail),
+                Failure::RefusedByServer => Self::new(Kind::RefusedByApiServer, detail),
+                Failure::Modified => Self::new(Kind::Modified, detail),
+                Failure::Undecidable => Self::new(Kind::ClusterUnavailable, detail),
+            },
             RollbackError::Auth(error) => error.into(),
             RollbackError::Interrupted => Self::new(Kind::Internal, detail),
         }

@@ -1,6 +1,10 @@
 //! rollbackd itself, in this process, on a port of its own.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Parser;
 use rollbackd::{
@@ -38,6 +42,8 @@ pub struct Setup<'a> {
     pub auth: &'a str,
     /// What goes wrong from its first request on.
     pub faults: Faults,
+    /// The store of one that ran before; a new one if there is none.
+    pub store: Option<&'a Path>,
 }
 
 impl<'a> Setup<'a> {
@@ -49,6 +55,7 @@ impl<'a> Setup<'a> {
             user: account::USER,
             auth: "none",
             faults: Faults::default(),
+            store: None,
         }
     }
 }
@@ -94,7 +101,7 @@ impl Rollbackd {
     /// Starts it without waiting.
     pub async fn launch(setup: Setup<'_>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let store = folder.path().join("rollbackd.db");
+        let store = setup.store.map_or_else(|| folder.path().join("rollbackd.db"), Path::to_path_buf);
         let faults = setup.faults;
         let (client, unsimulated) = setup.control_plane.faulty_client(setup.user, faults.clone()).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
