@@ -23,6 +23,8 @@ use crate::{
 async fn agent() -> (Space, Rollbackd, String) {
     let space = Space::new(ControlPlane::shared()).await;
     space.recorded(&["img:1", "img:2", "img:3"]).await;
+    // No status is written any more, so that the first patch meets no conflict.
+    space.rolled_out("agent").await;
     let path = format!("{}/rollback", space.path("agent"));
     (space, Rollbackd::start().await, path)
 }
