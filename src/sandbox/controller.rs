@@ -53,7 +53,7 @@ pub fn sync(world: &mut World, id: &Id) {
         return;
     }
     let pods = world.owned(Kind::Pod, &daemonset);
-    let hash = record_history(world, id, &daemonset, &pods);
+    let hash = record_history(world, &daemonset, &pods);
     let min_ready_seconds = daemonset["spec"]["minReadySeconds"].as_f64().unwrap_or(0.0);
     let look = Look {
         daemonset: &daemonset,
@@ -79,14 +79,9 @@ pub fn sync(world: &mut World, id: &Id) {
 pub fn collect(world: &mut World, daemonset: &Value) {
     for kind in [Kind::Pod, Kind::ControllerRevision] {
         for object in world.owned(kind, daemonset) {
-            world.remove(&id_of(kind, &object));
+            world.remove(&Id::of(kind, &object));
         }
     }
-}
-
-fn id_of(kind: Kind, object: &Value) -> Id {
-    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
-    Id::new(kind, text("namespace"), text("name"))
 }
 
 fn label<'a>(object: &'a Value, key: &str) -> &'a str {
@@ -98,7 +93,7 @@ fn number(revision: &Value) -> i64 {
 }
 
 /// Sees to it that the template is a revision, the highest one; returns its hash.
-fn record_history(world: &mut World, id: &Id, daemonset: &Value, pods: &[Arc<Value>]) -> String {
+fn record_history(world: &mut World, daemonset: &Value, pods: &[Arc<Value>]) -> String {
     let mut template = daemonset["spec"]["template"].clone();
     template["$patch"] = json!("replace");
     let data = json!({"spec": {"template": template}});
@@ -112,14 +107,12 @@ fn record_history(world: &mut World, id: &Id, daemonset: &Value, pods: &[Arc<Val
     let hash = label(keep, HASH).to_owned();
     for twin in &current[1..] {
         for pod in pods.iter().filter(|pod| label(pod, HASH) != hash) {
-            world.update(&id_of(Kind::Pod, pod), |pod| pod["metadata"]["labels"][HASH] = json!(hash));
+            world.update(&Id::of(Kind::Pod, pod), |pod| pod["metadata"]["labels"][HASH] = json!(hash));
         }
-        world.remove(&id_of(Kind::ControllerRevision, twin));
+        world.remove(&Id::of(Kind::ControllerRevision, twin));
     }
     if number(keep) < next {
-        let name = keep["metadata"]["name"].as_str().unwrap_or_default();
-        let revision = Id::new(Kind::ControllerRevision, &id.namespace, name);
-        world.update(&revision, |revision| revision["revision"] = json!(next));
+        world.update(&Id::of(Kind::ControllerRevision, keep), |revision| revision["revision"] = json!(next));
     }
     hash
 }
@@ -176,7 +169,7 @@ fn clean_up_history(world: &mut World, daemonset: &Value, hash: &str, pods: &[Ar
     let surplus = old.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
     let live: BTreeSet<&str> = pods.iter().map(|pod| label(pod, HASH)).collect();
     for revision in old.iter().filter(|revision| !live.contains(label(revision, HASH))).take(surplus) {
-        world.remove(&id_of(Kind::ControllerRevision, revision));
+        world.remove(&Id::of(Kind::ControllerRevision, revision));
     }
 }
 
@@ -251,7 +244,7 @@ impl Look<'_> {
                 done = true;
             }
             for surplus in living.by_ref().skip(usize::from(node.may_stay)) {
-                kubelet::terminate(world, &id_of(Kind::Pod, surplus));
+                kubelet::terminate(world, &Id::of(Kind::Pod, surplus));
                 done = true;
             }
         }
@@ -295,14 +288,14 @@ impl Look<'_> {
                 (Some(old), None) if self.is_available(old) => candidates.push(*old),
                 (Some(old), None) => {
                     unavailable += 1;
-                    kubelet::terminate(world, &id_of(Kind::Pod, old));
+                    kubelet::terminate(world, &Id::of(Kind::Pod, old));
                 }
                 (None, Some(new)) if self.is_available(new) => {}
                 _ => unavailable += 1,
             }
         }
         for pod in candidates.into_iter().take(self.max_unavailable().saturating_sub(unavailable)) {
-            kubelet::terminate(world, &id_of(Kind::Pod, pod));
+            kubelet::terminate(world, &Id::of(Kind::Pod, pod));
         }
     }
 

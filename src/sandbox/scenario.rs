@@ -147,8 +147,7 @@ fn roll_out(world: &mut World, id: &Id, tag: &str, cause: &str) {
 fn delete_half(world: &mut World, daemonset: &Id) {
     let pods = world.get(daemonset).map(|daemonset| world.owned(Kind::Pod, &daemonset)).unwrap_or_default();
     for pod in &pods[..pods.len() / 2] {
-        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        kubelet::terminate(world, &Id::new(Kind::Pod, &daemonset.namespace, name));
+        kubelet::terminate(world, &Id::of(Kind::Pod, pod));
     }
 }
 

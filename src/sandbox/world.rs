@@ -101,7 +101,8 @@ impl Id {
         Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
-    fn of(kind: Kind, object: &Value) -> Self {
+    /// Reads it off an object.
+    pub fn of(kind: Kind, object: &Value) -> Self {
         let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
         Self::new(kind, text("namespace"), text("name"))
     }
