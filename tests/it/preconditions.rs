@@ -7,18 +7,9 @@ use crate::{
     errors::named,
     support::{
         api::{Answer, Api},
-        controlplane::ControlPlane,
-        rollbackd::Rollbackd,
-        space::Space,
+        rollbackd::agent,
     },
 };
-
-async fn agent() -> (Space, Rollbackd, String) {
-    let space = Space::new(ControlPlane::shared()).await;
-    space.recorded(&["img:1", "img:2", "img:3"]).await;
-    let path = format!("{}/rollback", space.path("agent"));
-    (space, Rollbackd::start().await, path)
-}
 
 async fn post_if(api: &Api, path: &str, tags: &[&str], body: &Value) -> Answer {
     let request = api.request(Method::POST, path).json(body);

@@ -8,18 +8,11 @@ use crate::{
     support::{
         api::{Answer, Api},
         controlplane::ControlPlane,
-        rollbackd::Rollbackd,
+        rollbackd::{Rollbackd, agent},
         space::Space,
         wait::until,
     },
 };
-
-async fn agent() -> (Space, Rollbackd, String) {
-    let space = Space::new(ControlPlane::shared()).await;
-    space.recorded(&["img:1", "img:2", "img:3"]).await;
-    let path = format!("{}/rollback", space.path("agent"));
-    (space, Rollbackd::start().await, path)
-}
 
 async fn post_preferring(api: &Api, path: &str, prefer: &str, body: &Value) -> Answer {
     api.send(api.request(Method::POST, path).json(body).header("prefer", prefer)).await

@@ -19,19 +19,10 @@ use crate::support::{
     controlplane::ControlPlane,
     faults::{self, Fault, Faults},
     kubectl::Kubectl,
-    rollbackd::Rollbackd,
-    space::{Space, daemonset},
+    rollbackd::agent,
+    space::daemonset,
     wait::until,
 };
-
-/// A DaemonSet `agent` with the recorded revisions `img:1`, `img:2`, `img:3`, a rollbackd, and the path of
-/// the rollback.
-async fn agent() -> (Space, Rollbackd, String) {
-    let space = Space::new(ControlPlane::shared()).await;
-    space.recorded(&["img:1", "img:2", "img:3"]).await;
-    let path = format!("{}/rollback", space.path("agent"));
-    (space, Rollbackd::start().await, path)
-}
 
 /// Before each of the first `times` patches, dry runs too, runs what `write` makes.
 fn before_patches(

@@ -16,7 +16,16 @@ use rollbackd::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{account, api::Api, controlplane::ControlPlane, faults::Faults, wait::until};
+use super::{account, api::Api, controlplane::ControlPlane, faults::Faults, space::Space, wait::until};
+
+/// A DaemonSet `agent` with the recorded revisions `img:1`, `img:2`, `img:3`, a rollbackd, and the path of
+/// the rollback.
+pub async fn agent() -> (Space, Rollbackd, String) {
+    let space = Space::new(ControlPlane::shared()).await;
+    space.recorded(&["img:1", "img:2", "img:3"]).await;
+    let path = format!("{}/rollback", space.path("agent"));
+    (space, Rollbackd::start().await, path)
+}
 
 /// A running rollbackd.
 pub struct Rollbackd {
