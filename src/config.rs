@@ -6,11 +6,16 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
 
-use crate::{audit::IN_MEMORY, domain::key::Namespace, verifier::Anchor};
+use crate::{
+    audit::{InvalidStoreUrl, StoreUrl},
+    domain::key::Namespace,
+    verifier::Anchor,
+};
 
 /// `--stall-after` of the sandbox: its stuck rollout is called stalled before one loses patience.
 const SANDBOX_STALL: Duration = Duration::from_secs(30);
@@ -50,18 +55,49 @@ pub enum AuditCommand {
     Export(ExportArgs),
 }
 
-/// Flags of `rollbackd audit verify`.
-#[derive(Debug, Args)]
-pub struct VerifyArgs {
-    /// The store: sqlite:PATH
+/// Where the store is.
+#[derive(Clone, Debug, Args)]
+pub struct StoreArgs {
+    /// Where rollbacks and the audit are kept: sqlite:PATH for one replica, postgres://USER@HOST/DATABASE for several
     #[arg(
-        long,
+        long = "store",
         env = "ROLLBACKD_STORE",
+        hide_env_values = true,
         value_name = "URL",
         default_value = DEFAULT_STORE,
         value_parser = store_url
     )]
-    pub store: String,
+    url: StoreUrl,
+
+    /// File with the password of a postgres:// store, such as one of a mounted Secret
+    #[arg(long = "store-password-file", env = "ROLLBACKD_STORE_PASSWORD_FILE", value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// Reads the password, if it is in a file.
+    ///
+    /// # Errors
+    /// When the file can't be read as text.
+    pub fn url(&self) -> anyhow::Result<StoreUrl> {
+        let Some(file) = &self.password_file else { return Ok(self.url.clone()) };
+        let password = std::fs::read_to_string(file)
+            .with_context(|| format!("--store-password-file {}", file.display()))?;
+        Ok(self.url.clone().with_password(password.trim_end_matches(['\r', '\n'])))
+    }
+}
+
+impl From<StoreUrl> for StoreArgs {
+    fn from(url: StoreUrl) -> Self {
+        Self { url, password_file: None }
+    }
+}
+
+/// Flags of `rollbackd audit verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub store: StoreArgs,
 
     /// Instead of a store, what `rollbackd audit export` printed; - is standard input
     #[arg(long, value_name = "FILE")]
@@ -76,15 +112,8 @@ pub struct VerifyArgs {
 /// Flags of `rollbackd audit export`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// The store: sqlite:PATH
-    #[arg(
-        long,
-        env = "ROLLBACKD_STORE",
-        value_name = "URL",
-        default_value = DEFAULT_STORE,
-        value_parser = store_url
-    )]
-    pub store: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// Flags of `rollbackd serve`.
@@ -107,15 +136,8 @@ pub struct ServeArgs {
     #[arg(long, env = "ROLLBACKD_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Where rollbacks and the audit are kept: sqlite:PATH
-    #[arg(
-        long,
-        env = "ROLLBACKD_STORE",
-        value_name = "URL",
-        default_value = DEFAULT_STORE,
-        value_parser = store_url
-    )]
-    pub store: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
 
     /// How callers are authenticated
     #[arg(long, env = "ROLLBACKD_AUTH", default_value = "kubernetes")]
@@ -197,7 +219,7 @@ pub struct SandboxArgs {
 
     /// Where rollbacks and the audit are kept: sqlite:PATH [default: in memory]
     #[arg(long, value_name = "URL", value_parser = store_url)]
-    pub store: Option<String>,
+    pub store: Option<StoreUrl>,
 }
 
 /// How callers are authenticated.
@@ -221,7 +243,7 @@ impl SandboxArgs {
             tls_cert: None,
             tls_key: None,
             kubeconfig: None,
-            store: self.store.clone().unwrap_or_else(|| IN_MEMORY.to_owned()),
+            store: self.store.clone().unwrap_or_else(StoreUrl::in_memory).into(),
             auth: AuthMode::Sandbox,
             audience: String::new(),
             accept_api_server_audience: false,
@@ -274,11 +296,12 @@ impl ServeArgs {
     }
 }
 
-fn store_url(text: &str) -> Result<String, String> {
-    match text.strip_prefix("sqlite:") {
+fn store_url(text: &str) -> Result<StoreUrl, String> {
+    match text.parse::<StoreUrl>() {
         // What is kept in memory is no record.
-        Some(path) if !path.is_empty() && !path.starts_with(":memory:") => Ok(text.to_owned()),
-        _ => Err("expected sqlite:PATH, the path of a file".into()),
+        Ok(url) if !url.is_in_memory() => Ok(url),
+        Ok(_) => Err(InvalidStoreUrl.to_string()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -365,6 +388,7 @@ mod tests {
             ("--listen", "8080"),
             ("--listen", "0.0.0.0:8080"),
             ("--store", "postgres://x"),
+            ("--store", "mysql://user@host/database"),
             ("--store", "sqlite:"),
             ("--store", "sqlite::memory:"),
             ("--namespace", "A"),

@@ -94,8 +94,9 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
             (what.clone(), report.with_context(|| format!("--file {what}"))?)
         }
         None => {
-            let report = verify_store(&store, anchor).await;
-            (store.clone(), report.with_context(|| format!("--store {store}"))?)
+            let store = store.url()?;
+            let report = verify_store(store.secret(), anchor).await;
+            (store.to_string(), report.with_context(|| format!("--store {store}"))?)
         }
     };
     for finding in &report.findings {
@@ -115,7 +116,7 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn export(args: ExportArgs) -> anyhow::Result<()> {
-    let ExportArgs { store } = args;
+    let store = args.store.url()?;
     let head = audit::export(&store, io::stdout().lock()).await;
     let head = head.with_context(|| format!("--store {store}"))?;
     eprintln!("head {} {}", head.sequence, head.hash);

@@ -28,7 +28,7 @@ use crate::{
     },
     rollbacks::{Parts, Patience, Quota, Rollbacks},
     sandbox::{self, Sandbox, Unsimulated},
-    telemetry::{AuditLog, Metrics},
+    telemetry::{AuditLog, Metrics, causes},
 };
 
 /// For a client to send its request's header.
@@ -156,9 +156,9 @@ impl Server {
         let metrics = Metrics::new();
         let (tasks, stop, draining) =
             (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
-        let store = Store::open(&store, metrics.clone(), audit_log)
-            .await
-            .with_context(|| format!("--store {store}"))?;
+        let url = store.url()?;
+        let store =
+            Store::open(&url, metrics.clone(), audit_log).await.with_context(|| format!("--store {url}"))?;
         let scope = Scope::of(namespaces);
         let liveness = Arc::new(Liveness::new(scope.watches_per_kind()));
         let live = Live::new(client, liveness.clone(), timing.api);
@@ -195,6 +195,9 @@ impl Server {
             stop: stop.clone(),
         });
         rollbacks.resume().await.context("the audit store can't be read")?;
+        if store.is_shared() {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(rollbacks.clone().share()));
+        }
         let app = App::new(http::Parts {
             live,
             cache,
@@ -278,6 +281,9 @@ impl Server {
         handle.shutdown();
         if let Ok(head) = self.store.head().await {
             log_head(&head);
+        }
+        if let Err(error) = self.store.release().await {
+            tracing::warn!(error = %causes(&error), "others wait until what was followed here is theirs");
         }
         self.store.close().await;
         tracing::info!("stopped");

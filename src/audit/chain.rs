@@ -12,8 +12,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use sqlx::{Any, Transaction};
 
-use super::Sequence;
+use super::{Entry, Sequence, StoreError, database::Engine, time_text};
 
 /// Where the chain ends: its last entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -48,4 +49,49 @@ impl Head {
         });
         Self { sequence, hash }
     }
+}
+
+/// Reads the head, which nobody else can move before the transaction ends.
+pub(super) async fn lock_head(
+    engine: Engine,
+    transaction: &mut Transaction<'_, Any>,
+) -> Result<Head, StoreError> {
+    let (sequence, hash) = sqlx::query_as(engine.lock_head()).fetch_one(&mut **transaction).await?;
+    Ok(Head { sequence, hash })
+}
+
+/// Appends an entry after the locked head.
+pub(super) async fn append(
+    transaction: &mut Transaction<'_, Any>,
+    previous: Head,
+    entry: &Entry,
+) -> Result<Head, StoreError> {
+    let text = serde_json::to_string(entry)?;
+    let head = previous.next(&text);
+    sqlx::query(
+        "INSERT INTO audit (sequence, time, action, outcome, namespace, name, actor, entry, previous, hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(head.sequence)
+    .bind(time_text(entry.time))
+    .bind(entry.action.as_str())
+    .bind(entry.outcome.as_str())
+    .bind(entry.namespace.as_str())
+    .bind(entry.name.as_str())
+    .bind(&entry.actor.user)
+    .bind(text)
+    .bind(previous.hash)
+    .bind(&head.hash)
+    .execute(&mut **transaction)
+    .await?;
+    move_head(transaction, &head).await?;
+    Ok(head)
+}
+
+pub(super) async fn move_head(transaction: &mut Transaction<'_, Any>, head: &Head) -> Result<(), StoreError> {
+    sqlx::query("UPDATE audit_head SET sequence = $1, hash = $2")
+        .bind(head.sequence)
+        .bind(&head.hash)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
 }

@@ -3,13 +3,13 @@
 //! The entry stands in its line as a text, not as an object: whatever reads and writes the line again
 //! keeps it byte for byte, so that it hashes to the same.
 
-use std::{io::Write, str::FromStr};
+use std::io::Write;
 
 use futures_util::TryStreamExt as _;
 use serde::Serialize;
-use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
+use sqlx::Connection as _;
 
-use super::{Head, Sequence};
+use super::{Head, Sequence, StoreUrl, database};
 
 /// Why it could not be exported.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +28,14 @@ struct Line {
     entry: String,
 }
 
-/// Writes all entries of a store, `sqlite:PATH`, oldest first; returns where they end. The store may be in
+/// Writes all entries of a store, oldest first; returns where they end. The store may be in
 /// use: what is written is one state of it.
 ///
 /// # Errors
 /// When the store can't be read, or `output` takes no more.
-pub async fn export(url: &str, output: impl Write) -> Result<Head, ExportError> {
+pub async fn export(url: &StoreUrl, output: impl Write) -> Result<Head, ExportError> {
     let mut output = std::io::BufWriter::new(output);
-    let mut connection = SqliteConnectOptions::from_str(url)?.read_only(true).connect().await?;
+    let mut connection = database::reader(url).await?;
     let mut entries = sqlx::query_as("SELECT sequence, previous, hash, entry FROM audit ORDER BY sequence")
         .fetch(&mut connection);
     let mut head = Head::start();

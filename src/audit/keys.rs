@@ -1,7 +1,7 @@
 //! Which rollback a key has made, so that a request sent again is not made again.
 
 use jiff::{SignedDuration, Timestamp};
-use sqlx::Sqlite;
+use sqlx::{Any, Transaction};
 use uuid::Uuid;
 
 use super::{Store, StoreError, time_text};
@@ -36,9 +36,9 @@ impl Store {
     /// When the database fails.
     pub async fn used_key(&self, id: &str) -> Result<Option<UsedKey>, StoreError> {
         let row: Option<(String, String, Option<String>)> =
-            sqlx::query_as("SELECT request, rollback, answer FROM idempotency_keys WHERE id = ?")
+            sqlx::query_as("SELECT request, rollback, answer FROM idempotency_keys WHERE id = $1")
                 .bind(id)
-                .fetch_optional(&self.read)
+                .fetch_optional(&self.database.read)
                 .await?;
         let used = row.map(|(request, rollback, answer)| {
             let rollback = Uuid::try_parse(&rollback).map_err(|error| sqlx::Error::Decode(error.into()))?;
@@ -54,12 +54,12 @@ impl Store {
     pub async fn keep_answer(&self, id: &str, rollback: Uuid, answer: &str) -> Result<(), StoreError> {
         self.measured(async {
             sqlx::query(
-                "UPDATE idempotency_keys SET answer = ? WHERE id = ? AND rollback = ? AND answer IS NULL",
+                "UPDATE idempotency_keys SET answer = $1 WHERE id = $2 AND rollback = $3 AND answer IS NULL",
             )
             .bind(answer)
             .bind(id)
             .bind(rollback.to_string())
-            .execute(&self.write)
+            .execute(&self.database.write)
             .await?;
             Ok(())
         })
@@ -69,30 +69,32 @@ impl Store {
 
 /// Notes that a key makes a rollback, and forgets the keys that have been kept for long enough.
 pub(super) async fn insert(
-    transaction: &mut sqlx::Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Any>,
     key: &NewKey,
     rollback: Uuid,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     if let Ok(old) = now.checked_sub(KEPT) {
-        sqlx::query("DELETE FROM idempotency_keys WHERE used_at < ?")
+        sqlx::query("DELETE FROM idempotency_keys WHERE used_at < $1")
             .bind(time_text(old))
             .execute(&mut **transaction)
             .await?;
     }
     if let Some(before) = key.instead_of {
-        sqlx::query("DELETE FROM idempotency_keys WHERE id = ? AND rollback = ?")
+        sqlx::query("DELETE FROM idempotency_keys WHERE id = $1 AND rollback = $2")
             .bind(&key.id)
             .bind(before.to_string())
             .execute(&mut **transaction)
             .await?;
     }
-    sqlx::query("INSERT INTO idempotency_keys (id, request, rollback, used_at) VALUES (?, ?, ?, ?)")
-        .bind(&key.id)
-        .bind(&key.request)
-        .bind(rollback.to_string())
-        .bind(time_text(now))
-        .execute(&mut **transaction)
-        .await?;
-    Ok(())
+    let inserted = sqlx::query(
+        "INSERT INTO idempotency_keys (id, request, rollback, used_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+    )
+    .bind(&key.id)
+    .bind(&key.request)
+    .bind(rollback.to_string())
+    .bind(time_text(now))
+    .execute(&mut **transaction)
+    .await?;
+    if inserted.rows_affected() == 1 { Ok(()) } else { Err(StoreError::KeyTaken) }
 }

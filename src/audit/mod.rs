@@ -5,19 +5,26 @@
 //! in its [`Head`].
 
 mod chain;
+mod claims;
+mod database;
 mod entry;
 mod export;
 mod keys;
 mod place;
 mod query;
+mod reads;
+mod schema;
 mod store;
+mod url;
 
 pub use chain::Head;
+pub use claims::{Open, PULSE};
 pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
 pub use export::{ExportError, export};
 pub use keys::{NewKey, UsedKey};
 pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
-pub use store::{IN_MEMORY, Store, StoreError};
+pub use store::{Store, StoreError};
+pub use url::{InvalidStoreUrl, StoreUrl};
 
 use jiff::{Timestamp, fmt::temporal::DateTimePrinter};
 

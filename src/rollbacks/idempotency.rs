@@ -219,6 +219,7 @@ impl Kept {
             | RollbackError::Cluster(_)
             | RollbackError::Auth(_)
             | RollbackError::Store(_)
+            | RollbackError::TakenOver
             | RollbackError::Interrupted
             | RollbackError::KeyAtWork
             | RollbackError::KeyReused

@@ -3,9 +3,11 @@
 //! [`Rollbacks::authorize`] asks whether it may be made; [`Rollbacks::roll_back`] plans on fresh objects,
 //! records, patches and answers (`transaction`); a patch whose answer was lost is settled (`settle`); a rollback that was applied
 //! is followed until it ends (`follow`). All of it runs on tasks of its own, so that a caller who
-//! goes away changes nothing, and what a crash left open is taken up again by [`Rollbacks::resume`].
+//! goes away changes nothing, and what a crash left open is taken up again by [`Rollbacks::resume`], or by another
+//! replica (`claims`).
 
 mod authorize;
+mod claims;
 mod follow;
 mod idempotency;
 mod quota;
@@ -95,10 +97,24 @@ struct Inner {
     /// DaemonSets whose rollback's patch is undecided.
     turns: Mutex<HashMap<Key, Uuid>>,
     /// Rollbacks that have not ended.
-    open: Mutex<HashMap<Uuid, watch::Sender<Arc<Rollback>>>>,
+    open: Mutex<HashMap<Uuid, Feed>>,
     /// Keys whose first answer is being made.
     keys: Mutex<HashSet<String>>,
     used: Used,
+}
+
+/// The states of an open rollback, as they come.
+struct Feed {
+    states: watch::Sender<Arc<Rollback>>,
+    followed: Followed,
+}
+
+/// Who follows a rollback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Followed {
+    Here,
+    /// By another replica: what is known of it is what the store says.
+    Elsewhere,
 }
 
 /// What came of a request that was not refused.
@@ -175,7 +191,10 @@ pub enum RollbackError {
     Auth(#[from] AuthError),
     /// The record could not be written. Nothing was changed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+    /// This replica was held up, and another one has settled the rollback meanwhile. Nothing was changed.
+    #[error("the rollback took too long and was given up by another replica; nothing was changed")]
+    TakenOver,
     /// The first request with the same key has no answer yet.
     #[error("the request that this key was sent with first is still being answered")]
     KeyAtWork,
@@ -188,6 +207,16 @@ pub enum RollbackError {
     /// The task that made the rollback died.
     #[error("the rollback was interrupted")]
     Interrupted,
+}
+
+impl From<StoreError> for RollbackError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Busy { id } => Self::Busy { id },
+            StoreError::KeyTaken => Self::KeyAtWork,
+            error => Self::Store(error),
+        }
+    }
 }
 
 /// Holds a DaemonSet's turn: while it lives no other rollback of it is made here.
@@ -239,17 +268,6 @@ impl Rollbacks {
         }
     }
 
-    /// Takes up what an earlier process left open.
-    ///
-    /// # Errors
-    /// When the store can't be read.
-    pub async fn resume(&self) -> Result<(), StoreError> {
-        for rollback in self.inner.parts.store.open_rollbacks().await? {
-            self.take_up(rollback);
-        }
-        Ok(())
-    }
-
     fn take_up(&self, rollback: Rollback) {
         if rollback.state.is_final() {
             return;
@@ -266,18 +284,13 @@ impl Rollbacks {
         self.inner.parts.tasks.spawn(inner.settle_and_follow(rollback, grant, turn));
     }
 
-    /// The newest rollback of a DaemonSet that has not ended.
+    /// The newest rollback of a DaemonSet that has not ended. One that another replica makes is known within
+    /// moments.
     #[must_use]
     pub fn open(&self, key: &Key) -> Option<Arc<Rollback>> {
         let open = self.inner.open();
-        let mine = open.values().map(|feed| feed.borrow().clone()).filter(|rollback| rollback.key == *key);
-        mine.max_by_key(|rollback| rollback.id)
-    }
-
-    /// The states of one open rollback as they come; `None` if it has ended or is unknown.
-    #[must_use]
-    pub fn watch(&self, id: Uuid) -> Option<watch::Receiver<Arc<Rollback>>> {
-        self.inner.open().get(&id).map(watch::Sender::subscribe)
+        let mine = open.values().map(|feed| feed.states.borrow().clone());
+        mine.filter(|rollback| rollback.key == *key).max_by_key(|rollback| rollback.id)
     }
 }
 
@@ -286,7 +299,7 @@ impl Inner {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<Uuid, watch::Sender<Arc<Rollback>>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<Uuid, Feed>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -301,20 +314,34 @@ impl Inner {
 
     /// Shows a rollback's state to who watches it, and counts it.
     fn announce(&self, rollback: &Rollback) {
-        let mut open = self.open();
-        let shown = Arc::new(rollback.clone());
-        match open.get(&rollback.id) {
-            Some(feed) => drop(feed.send_replace(shown)),
-            None => drop(open.insert(rollback.id, watch::Sender::new(shown))),
-        }
+        self.show(&mut self.open(), rollback, Followed::Here);
         if let Some(ended_at) = rollback.ended_at {
-            open.remove(&rollback.id);
             let taken = ended_at.duration_since(rollback.requested_at);
             self.parts
                 .metrics
                 .rollback_ended(rollback.state.as_str(), Duration::try_from(taken).unwrap_or_default());
         }
-        self.parts.metrics.open_rollbacks(open.len());
+    }
+
+    fn show(&self, open: &mut HashMap<Uuid, Feed>, rollback: &Rollback, followed: Followed) {
+        let shown = Arc::new(rollback.clone());
+        match open.get_mut(&rollback.id) {
+            Some(feed) => {
+                feed.followed = followed;
+                feed.states.send_if_modified(|state| {
+                    let news = *state != shown;
+                    *state = shown;
+                    news
+                });
+            }
+            None => drop(open.insert(rollback.id, Feed { states: watch::Sender::new(shown), followed })),
+        }
+        if rollback.state.is_final() {
+            open.remove(&rollback.id);
+        }
+        // The others are counted where they are followed.
+        let here = open.values().filter(|feed| feed.followed == Followed::Here).count();
+        self.parts.metrics.open_rollbacks(here);
     }
 
     /// Moves a rollback on and records it before the caller is told, then follows it if it is still
@@ -392,8 +419,8 @@ impl Inner {
                     return Ok(());
                 }
                 Err(StoreError::Moved { id, .. }) => {
-                    tracing::error!(rollback = %id, "the record was moved on by somebody else; leaving it alone");
-                    self.open().remove(&id);
+                    tracing::warn!(rollback = %id, "another replica has taken this rollback over; leaving it alone");
+                    self.leave(&id);
                     return Err(Stopped);
                 }
                 Err(error) => {
@@ -410,11 +437,13 @@ impl Inner {
 impl Inner {
     async fn is_recorded(&self, rollback: &Rollback) -> bool {
         let stored = self.parts.store.rollback(rollback.id).await;
-        stored.is_ok_and(|stored| stored.is_some_and(|stored| stored.state == rollback.state))
+        stored.is_ok_and(|stored| {
+            stored.is_some_and(|stored| (stored.state, stored.epoch) == (rollback.state, rollback.epoch))
+        })
     }
 }
 
-/// rollbackd is stopping.
+/// rollbackd is stopping, or another replica has taken over.
 #[derive(Debug)]
 struct Stopped;
 

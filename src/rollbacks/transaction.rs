@@ -167,8 +167,10 @@ impl Inner {
                     }
                     daemonset = read;
                     pin(&mut rollback, &daemonset);
-                    if let Err(error) = self.parts.store.advance(rollback.state, &rollback, None).await {
-                        return self.fail(rollback, error.into(), turn).await;
+                    match self.parts.store.advance(rollback.state, &rollback, None).await {
+                        Ok(()) => {}
+                        Err(StoreError::Moved { .. }) => return self.taken_over(&rollback).await,
+                        Err(error) => return self.fail(rollback, error.into(), turn).await,
                     }
                 }
                 Attempt::Lost(error) => {
@@ -233,6 +235,17 @@ impl Inner {
         let end = (RollbackState::Failed, Action::Failed);
         self.conclude(&mut rollback, end, error.to_string(), turn).await;
         Err(error)
+    }
+
+    /// Another replica took this one for dead and has taken the rollback over: says what came of it there.
+    async fn taken_over(&self, rollback: &Rollback) -> Result<Outcome, RollbackError> {
+        self.leave(&rollback.id);
+        let settled = self.parts.store.rollback(rollback.id).await?.ok_or(RollbackError::TakenOver)?;
+        match settled.state {
+            RollbackState::Failed | RollbackState::Abandoned => Err(RollbackError::TakenOver),
+            RollbackState::Unknown => Err(RollbackError::Undecidable),
+            _ => Ok(Outcome::Made(settled)),
+        }
     }
 
     async fn preview(
@@ -336,13 +349,18 @@ impl Inner {
         rollback: &Rollback,
         action: Action,
         idempotency: Option<&NewKey>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), RollbackError> {
         let entry = Entry::of_rollback(rollback, action, self.parts.cluster.clone(), rollback.requested_at);
         let begun = self.parts.store.begin(rollback, &entry, idempotency).await;
-        if matches!(begun, Err(StoreError::Silent)) {
-            self.parts.tasks.spawn(self.clone().withdraw(rollback.clone()));
+        match &begun {
+            Err(StoreError::Silent) => drop(self.parts.tasks.spawn(self.clone().withdraw(rollback.clone()))),
+            // Another replica was first.
+            Err(error @ (StoreError::Busy { .. } | StoreError::KeyTaken)) => {
+                self.record_refusal(&rollback.key, &rollback.origin, Mode::Apply, error).await;
+            }
+            _ => {}
         }
-        begun
+        Ok(begun?)
     }
 
     /// The store did not say whether it took a new rollback, so that the rollback is not made. If the
@@ -421,6 +439,7 @@ fn new_rollback(
         template: template.fingerprint(),
         pinned_to: None,
         pinned_generation: daemonset.generation,
+        epoch: 1,
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::{Inner, Outcome};
 
 /// For how long a caller wants to wait for the end of a rollback.
@@ -18,7 +16,7 @@ impl Inner {
             (Outcome::Made(rollback), Some(wait)) => (rollback, wait),
             (outcome, _) => return outcome,
         };
-        let feed = self.open().get(&rollback.id).map(watch::Sender::subscribe);
+        let feed = self.open().get(&rollback.id).map(|feed| feed.states.subscribe());
         let latest = match feed {
             Some(mut states) => {
                 let end = async {

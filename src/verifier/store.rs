@@ -1,9 +1,7 @@
 //! Reads a store. It may be in use: what is read is one state of it, and nothing is written.
 
-use std::str::FromStr;
-
 use futures_util::TryStreamExt as _;
-use sqlx::{ConnectOptions as _, Connection as _, Row as _, sqlite::SqliteConnectOptions};
+use sqlx::{AnyConnection, AssertSqlSafe, Connection as _, Row as _, any::install_default_drivers, raw_sql};
 
 use super::{
     Report, VerifyError,
@@ -13,19 +11,30 @@ use super::{
 /// The columns that repeat what the text says.
 const COLUMNS: [&str; 6] = ["time", "action", "outcome", "namespace", "name", "actor"];
 
-/// Verifies the audit of a store, `sqlite:PATH`.
+/// Verifies the audit of a store, `sqlite:PATH` or `postgres://…`.
 ///
 /// # Errors
 /// When it can't be opened or read.
 pub async fn verify_store(url: &str, anchor: Option<Anchor>) -> Result<Report, VerifyError> {
-    let options = SqliteConnectOptions::from_str(url)?.read_only(true);
-    let mut connection = options.connect().await?;
-    let mut transaction = connection.begin().await?;
+    install_default_drivers();
+    let on_sqlite = url.starts_with("sqlite:");
+    let only_read = match (on_sqlite, url.contains('?')) {
+        (true, false) => format!("{url}?mode=ro"),
+        (true, true) => format!("{url}&mode=ro"),
+        (false, _) => url.to_owned(),
+    };
+    let mut connection = AnyConnection::connect(&only_read).await?;
+    let begin = if on_sqlite { "BEGIN" } else { "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" };
+    let mut transaction = connection.begin_with(begin).await?;
     let mut chain = Chain::new(anchor);
-    let chained: i64 =
+    // PostgreSQL is known since there is a chain.
+    let chained: i64 = if on_sqlite {
         sqlx::query_scalar("SELECT count(*) FROM pragma_table_info('audit') WHERE name = 'hash'")
             .fetch_one(&mut *transaction)
-            .await?;
+            .await?
+    } else {
+        1
+    };
     if chained == 0 {
         return Err(VerifyError::NotChained);
     }
@@ -39,16 +48,24 @@ pub async fn verify_store(url: &str, anchor: Option<Anchor>) -> Result<Report, V
             return Err(VerifyError::NotChained);
         }
     }
-    // Indexes that say something else than the table.
-    let damage: Vec<String> =
-        sqlx::query_scalar("PRAGMA integrity_check(10)").fetch_all(&mut *transaction).await?;
-    for damage in damage.iter().filter(|damage| *damage != "ok") {
-        chain.find(None, format!("the file is damaged: {damage:?}"));
+    if on_sqlite {
+        // Indexes that say something else than the table.
+        let damage: Vec<String> =
+            sqlx::query_scalar("PRAGMA integrity_check(10)").fetch_all(&mut *transaction).await?;
+        for damage in damage.iter().filter(|damage| *damage != "ok") {
+            chain.find(None, format!("the file is damaged: {damage:?}"));
+        }
+    } else {
+        // The same: what the entries are read by below is the table, not an index of it.
+        raw_sql("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off")
+            .execute(&mut *transaction)
+            .await?;
     }
     {
-        let mut rows = sqlx::query(
-            "SELECT sequence, previous, hash, entry, time, action, outcome, namespace, name, actor FROM audit NOT INDEXED ORDER BY sequence",
-        )
+        let table = if on_sqlite { "audit NOT INDEXED" } else { "audit" };
+        let mut rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT sequence, previous, hash, entry, time, action, outcome, namespace, name, actor FROM {table} ORDER BY sequence",
+        )))
         .fetch(&mut *transaction);
         while let Some(row) = rows.try_next().await? {
             let sequence = row.try_get("sequence")?;

@@ -12,7 +12,7 @@ use proptest::{
     test_runner::{Config, TestCaseError, TestRunner},
 };
 use rollbackd::{
-    audit::{Action, Entry, Outcome, Store},
+    audit::{Action, Entry, Outcome, Store, StoreUrl},
     domain::{
         actor::Actor,
         key::{Key, Name, Namespace},
@@ -33,6 +33,10 @@ use crate::support::{controlplane::ControlPlane, rollbackd::Rollbackd, space::Sp
 
 fn url(path: &Path) -> String {
     format!("sqlite:{}", path.display())
+}
+
+fn store_url(path: &Path) -> StoreUrl {
+    url(path).parse().unwrap()
 }
 
 async fn open(path: &Path) -> SqliteConnection {
@@ -78,7 +82,7 @@ fn entry(number: i64) -> Entry {
 
 /// A store with so many entries, at rest.
 async fn written(path: &Path, entries: i64) {
-    let store = Store::open(&url(path), Metrics::new(), None).await.unwrap();
+    let store = Store::open(&store_url(path), Metrics::new(), None).await.unwrap();
     for number in 1..=entries {
         store.append(&entry(number)).await.unwrap();
     }
@@ -382,7 +386,7 @@ async fn tampering_with_the_first_and_the_last_entry_is_found() {
 async fn every_head_that_somebody_kept_is_an_anchor() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rollbackd.db");
-    let store = Store::open(&url(&path), Metrics::new(), None).await.unwrap();
+    let store = Store::open(&store_url(&path), Metrics::new(), None).await.unwrap();
     let mut heads = vec![store.head().await.unwrap()];
     assert_eq!((heads[0].sequence, heads[0].hash.as_str()), (0, "0".repeat(64).as_str()));
     assert!(verify(&path, Some(&heads[0].hash)).await.is_whole());
@@ -428,7 +432,7 @@ async fn a_store_from_before_the_chain_is_chained_when_it_is_opened() {
     let error = verify_store(&url(&path), None).await.unwrap_err();
     assert!(matches!(error, VerifyError::NotChained), "{error:?}");
 
-    let store = Store::open(&url(&path), Metrics::new(), None).await.unwrap();
+    let store = Store::open(&store_url(&path), Metrics::new(), None).await.unwrap();
     let head = store.head().await.unwrap();
     assert_eq!((head.sequence, head.hash.clone()), before, "the same entries make the same chain");
     store.append(&entry(2346)).await.unwrap();
@@ -442,7 +446,7 @@ async fn a_store_from_before_the_chain_is_chained_when_it_is_opened() {
     let mut other = without_triggers(&path).await;
     set(&mut other, 7, "entry", "{}").await;
     other.close().await.unwrap();
-    Store::open(&url(&path), Metrics::new(), None).await.unwrap().close().await;
+    Store::open(&store_url(&path), Metrics::new(), None).await.unwrap().close().await;
     let named: Vec<Option<i64>> =
         verify(&path, None).await.findings.iter().map(|finding| finding.sequence).collect();
     assert_eq!(named, [Some(7), Some(7)]);
@@ -475,7 +479,7 @@ async fn tampering_with_an_export_is_found() {
     let path = folder.path().join("rollbackd.db");
     written(&path, 20).await;
     let mut text = Vec::new();
-    let head = rollbackd::audit::export(&url(&path), &mut text).await.unwrap();
+    let head = rollbackd::audit::export(&store_url(&path), &mut text).await.unwrap();
     let text = String::from_utf8(text).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 20);

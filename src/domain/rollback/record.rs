@@ -42,6 +42,9 @@ pub struct Rollback {
     pub pinned_to: Option<String>,
     /// The generation at that version: a patch that was carried out made the next one.
     pub pinned_generation: i64,
+    /// Tells who holds it from who has held it before; 1 at first.
+    #[serde(default)]
+    pub epoch: i64,
 }
 
 /// Who asked for a rollback, from where and why.

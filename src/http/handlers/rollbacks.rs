@@ -259,7 +259,7 @@ pub async fn get_rollback(
     let form = negotiate(&headers, &[Form::Json, Form::EventStream])?;
     let id = Uuid::try_parse(params.get("id")).map_err(|_| Problem::parameter("id", "expected a UUID"))?;
     // The open one is watched before the store is read: it can't end unseen in between.
-    let states = app.rollbacks.watch(id);
+    let states = app.rollbacks.watch(id).await?;
     let recorded = match &states {
         Some(states) => states.borrow().as_ref().clone(),
         None => app.store.rollback(id).await?.ok_or_else(|| no_rollback(id))?,

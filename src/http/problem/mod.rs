@@ -311,6 +311,9 @@ impl From<StoreError> for Problem {
             | StoreError::Gone
             | StoreError::Silent
             | StoreError::Record(_)
+            | StoreError::TooNew { .. }
+            | StoreError::Busy { .. }
+            | StoreError::KeyTaken
             | StoreError::Moved { .. } => {
                 Self::new(Kind::StoreUnavailable, "the audit store is not available")
             }
@@ -354,6 +357,9 @@ impl From<RollbackError> for Problem {
                 Failure::Undecidable => Self::new(Kind::ClusterUnavailable, detail),
             },
             RollbackError::Auth(error) => error.into(),
+            RollbackError::TakenOver => {
+                Self::new(Kind::ClusterUnavailable, detail).retry_after(Duration::from_secs(1))
+            }
             RollbackError::Interrupted => Self::new(Kind::Internal, detail),
         }
     }
