@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 
 use crate::{
     audit::{InvalidStoreUrl, StoreUrl},
@@ -139,6 +140,11 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub store: StoreArgs,
 
+    /// How long audit entries are kept, such as 400d; what is older is cut off within a day, and the audit says so
+    /// [default: for ever]
+    #[arg(long, env = "ROLLBACKD_AUDIT_RETENTION", value_name = "DURATION", value_parser = retention)]
+    pub audit_retention: Option<SignedDuration>,
+
     /// How callers are authenticated
     #[arg(long, env = "ROLLBACKD_AUTH", default_value = "kubernetes")]
     pub auth: AuthMode,
@@ -244,6 +250,7 @@ impl SandboxArgs {
             tls_key: None,
             kubeconfig: None,
             store: self.store.clone().unwrap_or_else(StoreUrl::in_memory).into(),
+            audit_retention: None,
             auth: AuthMode::Sandbox,
             audience: String::new(),
             accept_api_server_audience: false,
@@ -363,6 +370,15 @@ fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).map_err(|_| EXPECTED.into())
 }
 
+/// Shortest `--audit-retention`: what is younger may still be under way.
+const SHORTEST_RETENTION: SignedDuration = SignedDuration::from_hours(24);
+
+fn retention(text: &str) -> Result<SignedDuration, String> {
+    let span: Option<Span> = text.parse().ok();
+    let kept = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
+    kept.filter(|kept| *kept >= SHORTEST_RETENTION).ok_or("expected at least 1d, such as 400d or 52w".into())
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("expected a duration longer than zero".into()),
@@ -394,6 +410,9 @@ mod tests {
             ("--namespace", "A"),
             ("--cluster-name", "a\u{1b}[0m"),
             ("--stall-after", "0s"),
+            ("--audit-retention", "23h"),
+            ("--audit-retention", "1 month"),
+            ("--audit-retention", "-400d"),
             ("--drain-delay", "soon"),
             ("--auth", "oidc"),
             ("--audience", ""),
@@ -465,6 +484,14 @@ mod tests {
     fn durations_are_written_as_people_write_them() {
         let args = serve(&["--stall-after", "1h30m", "--drain-delay", "0s"]).unwrap();
         assert_eq!((args.stall_after, args.drain_delay), (Duration::from_secs(5400), Duration::ZERO));
+    }
+
+    #[test]
+    fn retention_is_said_in_days_or_weeks() {
+        for (text, hours) in [("1d", 24), ("52w", 52 * 168), ("400d", 9600), ("36h", 36)] {
+            let args = serve(&["--audit-retention", text]).unwrap();
+            assert_eq!(args.audit_retention, Some(SignedDuration::from_hours(hours)), "{text}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use anyhow::Context;
 use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
 use axum_server::Handle;
 use hyper_util::rt::TokioTimer;
+use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -40,6 +41,8 @@ const MAX_HEADER: usize = 64 * 1024;
 const FINISH: Duration = Duration::from_secs(20);
 /// Between two lines of the log that tell the audit's head, if it has moved.
 const HEAD_PERIOD: Duration = Duration::from_secs(3600);
+/// Between two looks for entries that need not be kept any more.
+const CUT_PERIOD: Duration = Duration::from_secs(3600);
 /// For the last bytes of answers to leave.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
@@ -137,6 +140,7 @@ impl Server {
             tls_key,
             kubeconfig: _,
             store,
+            audit_retention,
             auth,
             audience,
             accept_api_server_audience,
@@ -195,6 +199,9 @@ impl Server {
             stop: stop.clone(),
         });
         rollbacks.resume().await.context("the audit store can't be read")?;
+        if let Some(kept) = audit_retention {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(cut_audit(store.clone(), kept)));
+        }
         if store.is_shared() {
             tasks.spawn(stop.clone().run_until_cancelled_owned(rollbacks.clone().share()));
         }
@@ -302,6 +309,26 @@ async fn tell_head(store: Store) {
         {
             log_head(&head);
             told = Some(head);
+        }
+    }
+}
+
+/// Cuts what is older than it has to be kept.
+async fn cut_audit(store: Store, kept: SignedDuration) {
+    let mut ticks = tokio::time::interval(CUT_PERIOD);
+    loop {
+        ticks.tick().await;
+        loop {
+            let now = Timestamp::now();
+            let Ok(before) = now.checked_sub(kept) else { return };
+            match store.cut(before, now).await {
+                Ok(0) => break,
+                Ok(entries) => tracing::info!(entries, %before, "cut the audit"),
+                Err(error) => {
+                    tracing::warn!(error = %causes(&error), "the audit can't be cut; trying again in an hour");
+                    break;
+                }
+            }
         }
     }
 }

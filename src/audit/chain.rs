@@ -3,21 +3,23 @@
 //!
 //! Format 1: SHA-256 over `rollbackd audit 1`, the sequence in decimal, the predecessor's hash in
 //! lower-case hex, each with a newline at the end, and the entry's text as it is stored. Before the first
-//! entry stand 64 zeros. There is no key in it: who can write the store can rewrite all of it, so the
+//! entry stand 64 zeros. What is cut off the old end leaves an entry that names the last one that was cut, and
+//! the chain goes on from that one's hash. There is no key in it: who can write the store can rewrite all of it, so the
 //! head is given away.
 //!
 //! Absent on purpose: any check. `rollbackd audit verify` shares no code with this.
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sqlx::{Any, Transaction};
 
 use super::{Entry, Sequence, StoreError, database::Engine, time_text};
+use crate::domain::key::{Name, Namespace};
 
 /// Where the chain ends: its last entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = AuditHead)]
 pub struct Head {
     /// Place of the last entry in the audit; 0 before the first.
@@ -75,8 +77,8 @@ pub(super) async fn append(
     .bind(time_text(entry.time))
     .bind(entry.action.as_str())
     .bind(entry.outcome.as_str())
-    .bind(entry.namespace.as_str())
-    .bind(entry.name.as_str())
+    .bind(entry.namespace.as_ref().map_or("", Namespace::as_str))
+    .bind(entry.name.as_ref().map_or("", Name::as_str))
     .bind(&entry.actor.user)
     .bind(text)
     .bind(previous.hash)

@@ -4,9 +4,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::{Head, Sequence};
 use crate::domain::{
     actor::Actor,
-    key::Key,
+    key::{Key, Name, Namespace},
     revision::RevisionNumber,
     rollback::{Mode, Origin, RevisionInfo, Rollback, RollbackState},
 };
@@ -35,7 +36,8 @@ pub struct Entry {
     /// Why, in the caller's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Id of the request that asked for it.
+    /// Id of the request that asked for it; left out where nobody did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub request_id: String,
     /// Address that it came from: of the TCP peer, or, behind a `--trusted-proxy`, as the proxy says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,10 +45,14 @@ pub struct Entry {
     /// `--cluster-name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
-    #[schema(value_type = String)]
-    pub namespace: crate::domain::key::Namespace,
-    #[schema(value_type = String)]
-    pub name: crate::domain::key::Name,
+    /// Namespace of the DaemonSet; left out where an entry is about the audit itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub namespace: Option<Namespace>,
+    /// Name of the DaemonSet; left out where an entry is about the audit itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Name>,
     /// Uid of the DaemonSet, where one was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
@@ -69,6 +75,9 @@ pub struct Entry {
     /// Seconds since the rollback was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<f64>,
+    /// The last entry that was cut off the old end, where the entry says that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Head>,
 }
 
 /// What an entry is about.
@@ -115,6 +124,9 @@ pub enum Action {
     /// The DaemonSet was deleted.
     #[serde(rename = "rollout.deleted")]
     Deleted,
+    /// Entries older than `--audit-retention` were cut off.
+    #[serde(rename = "audit.cut")]
+    Cut,
 }
 
 /// How an entry reads at a glance.
@@ -150,6 +162,7 @@ impl Action {
             Self::Resumed => "rollout.resumed",
             Self::Superseded => "rollout.superseded",
             Self::Deleted => "rollout.deleted",
+            Self::Cut => "audit.cut",
         }
     }
 }
@@ -192,8 +205,8 @@ impl Entry {
             request_id: origin.request_id.clone(),
             source: origin.source.clone(),
             cluster,
-            namespace: key.namespace.clone(),
-            name: key.name.clone(),
+            namespace: Some(key.namespace.clone()),
+            name: Some(key.name.clone()),
             uid: None,
             rollback: None,
             dry_run: mode == Mode::DryRun,
@@ -202,6 +215,40 @@ impl Entry {
             new_revision: None,
             count: None,
             duration_seconds: None,
+            cut: None,
+        }
+    }
+
+    /// The entry that says up to which one all were cut.
+    #[must_use]
+    pub fn of_cut(cut: Head, first: Sequence, older_than: Timestamp, time: Timestamp) -> Self {
+        let message = format!(
+            "entries {first} to {} were cut: older than {older_than}, as --audit-retention says",
+            cut.sequence
+        );
+        Self {
+            version: FORMAT_VERSION,
+            time,
+            action: Action::Cut,
+            outcome: Outcome::Success,
+            message,
+            actor: Actor { user: "rollbackd".into(), groups: Vec::new(), uid: None },
+            on_behalf_of: None,
+            reason: None,
+            request_id: String::new(),
+            source: None,
+            cluster: None,
+            namespace: None,
+            name: None,
+            uid: None,
+            rollback: None,
+            dry_run: false,
+            from: None,
+            to: None,
+            new_revision: None,
+            count: None,
+            duration_seconds: None,
+            cut: Some(cut),
         }
     }
 

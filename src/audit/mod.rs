@@ -13,6 +13,7 @@ mod keys;
 mod place;
 mod query;
 mod reads;
+mod retention;
 mod schema;
 mod store;
 mod url;

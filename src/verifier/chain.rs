@@ -1,7 +1,8 @@
 //! The chain, link by link. Nothing is read here.
 //!
 //! Format 1: an entry's hash is SHA-256 over four lines, the last without a newline: `rollbackd audit 1`,
-//! its sequence, its predecessor's hash, its text. The first one's predecessor is 64 zeros.
+//! its sequence, its predecessor's hash, its text. The first one's predecessor is 64 zeros; where the old end was
+//! cut off, the last `audit.cut` says which entry the rest follows, and that one's hash.
 
 use std::str::FromStr;
 
@@ -49,9 +50,20 @@ pub(super) struct Text {
     pub time: String,
     pub action: String,
     pub outcome: String,
+    #[serde(default)]
     pub namespace: String,
+    #[serde(default)]
     pub name: String,
     pub actor: TextActor,
+    #[serde(default)]
+    pub cut: Option<Cut>,
+}
+
+/// Up to which entry all were cut off the old end, and that one's hash.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct Cut {
+    pub sequence: i64,
+    pub hash: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +76,10 @@ pub(super) struct Chain {
     sequence: i64,
     hash: String,
     entries: u64,
+    /// Where it begins, if not at its very beginning.
+    begins_after: Option<Cut>,
+    /// What its last entry about a cut says.
+    last_cut: Option<Cut>,
     anchor: Option<Anchor>,
     findings: Vec<Finding>,
     found: u64,
@@ -71,8 +87,16 @@ pub(super) struct Chain {
 
 impl Chain {
     pub fn new(anchor: Option<Anchor>) -> Self {
-        let mut chain =
-            Self { sequence: 0, hash: "0".repeat(64), entries: 0, anchor, findings: Vec::new(), found: 0 };
+        let mut chain = Self {
+            sequence: 0,
+            hash: "0".repeat(64),
+            entries: 0,
+            begins_after: None,
+            last_cut: None,
+            anchor,
+            findings: Vec::new(),
+            found: 0,
+        };
         chain.look_for_anchor();
         chain
     }
@@ -88,6 +112,12 @@ impl Chain {
     /// Takes the next entry; returns its text if that can be read.
     pub fn take(&mut self, link: Link) -> Option<Text> {
         let Link { sequence, previous, hash, entry } = link;
+        if self.entries == 0 && sequence > 1 {
+            // What it begins with is held against what it says of a cut at the end.
+            (self.sequence, self.hash) = (sequence - 1, previous.clone());
+            self.begins_after = Some(Cut { sequence: self.sequence, hash: self.hash.clone() });
+            self.look_for_anchor();
+        }
         self.entries += 1;
         let expected = self.sequence.saturating_add(1);
         if sequence > expected {
@@ -128,18 +158,45 @@ impl Chain {
         }
         (self.sequence, self.hash) = (sequence, hash);
         self.look_for_anchor();
-        text.ok()
+        let text = text.ok()?;
+        if text.action == "audit.cut" {
+            self.last_cut.clone_from(&text.cut);
+        }
+        Some(text)
     }
 
     /// Says where the chain ends, and whether the anchor was on the way.
     pub fn end(mut self) -> Report {
+        let begins_after = self.begins_after.take();
+        if begins_after != self.last_cut {
+            let first = begins_after.as_ref().map_or(1, |cut| cut.sequence + 1);
+            let missing = match first - 1 {
+                0 => "it is there again".to_owned(),
+                1 => "entry 1 is missing before it".to_owned(),
+                last => format!("entries 1 to {last} are missing before it"),
+            };
+            let what = match (&begins_after, &self.last_cut) {
+                (_, None) => missing,
+                (Some(begins), Some(cut)) if begins.sequence == cut.sequence => {
+                    format!("entry {} was cut before it, and it follows another one", cut.sequence)
+                }
+                (_, Some(cut)) => format!("{missing}, and the last cut was up to entry {}", cut.sequence),
+            };
+            self.found += 1;
+            self.findings.insert(0, Finding { sequence: Some(first), what });
+        }
         if let Some(Anchor(hash)) = self.anchor.take() {
+            let old = begins_after
+                .map(|cut| format!(", or it is older than what was cut up to entry {}", cut.sequence));
             self.find(
                 None,
-                format!("the anchor {hash} is not in it: the end was cut off, or the chain was rewritten"),
+                format!(
+                    "the anchor {hash} is not in it: the end was cut off, or the chain was rewritten{}",
+                    old.unwrap_or_default()
+                ),
             );
         }
-        let Self { sequence, hash, entries, anchor: _, findings, found } = self;
+        let Self { sequence, hash, entries, findings, found, .. } = self;
         Report { entries, head: (sequence, hash), findings, found }
     }
 

@@ -12,7 +12,7 @@ use proptest::{
     test_runner::{Config, TestCaseError, TestRunner},
 };
 use rollbackd::{
-    audit::{Action, Entry, Outcome, Store, StoreUrl},
+    audit::{Action, Entry, EntryFilter, Order, Outcome, Store, StoreUrl},
     domain::{
         actor::Actor,
         key::{Key, Name, Namespace},
@@ -624,4 +624,73 @@ async fn the_command_says_what_it_can_not_do() {
         assert!(printed.stderr.contains(told), "{args:?}: {}", printed.stderr);
     }
     assert!(!there("missing").exists(), "to look does not make a store");
+}
+
+#[tokio::test]
+async fn retention_cuts_the_old_end_and_the_rest_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rollbackd.db");
+    let now = Timestamp::now();
+    let days = |days: i64| now.checked_sub(jiff::SignedDuration::from_hours(24 * days)).unwrap();
+    let store = Store::open(&store_url(&path), Metrics::new(), None).await.unwrap();
+    let mut heads = Vec::new();
+    for age in (10..2510).rev() {
+        store.append(&Entry { time: days(age), ..entry(age) }).await.unwrap();
+        heads.push(store.head().await.unwrap());
+    }
+    // What is but little older than it must be waits until the cut is worth an entry.
+    assert_eq!(store.cut(days(2509), now).await.unwrap(), 0);
+    // As much at once as a rollback may wait for.
+    assert_eq!(store.cut(days(100), now).await.unwrap(), 2000);
+    assert_eq!(store.cut(days(100), now).await.unwrap(), 409);
+    assert_eq!(store.cut(days(100), now).await.unwrap(), 0);
+    let first = store.entries(&EntryFilter::default(), Order::OldestFirst { after: 0 }, 1).await.unwrap();
+    assert_eq!(first[0].0, 2410);
+    let last = store.entries(&EntryFilter::default(), Order::NewestFirst { before: None }, 2).await.unwrap();
+    let message =
+        format!("entries 2001 to 2409 were cut: older than {}, as --audit-retention says", days(100));
+    assert_eq!((last[0].1.action, &last[0].1.message), (Action::Cut, &message));
+    assert_eq!(last[0].1.cut.as_ref(), Some(&heads[2408]));
+    let head = store.head().await.unwrap();
+    assert_eq!(head.sequence, 2502);
+
+    // In use, exported, and at rest.
+    let report = verify(&path, Some(&head.hash)).await;
+    assert!(report.is_whole(), "{:?}", report.findings);
+    assert_eq!(report.entries, 93);
+    let mut text = Vec::new();
+    rollbackd::audit::export(&store_url(&path), &mut text).await.unwrap();
+    let report = rollbackd::verifier::verify_export(text.as_slice(), None).unwrap();
+    assert!(report.is_whole(), "{:?}", report.findings);
+    store.close().await;
+
+    // The entry before the first is an anchor still; older ones are gone.
+    assert!(verify(&path, Some(&heads[2408].hash)).await.is_whole());
+    let report = verify(&path, Some(&heads[2407].hash)).await;
+    assert!(
+        report.findings[0].what.ends_with("or it is older than what was cut up to entry 2409"),
+        "{report:?}"
+    );
+
+    // Who cuts more than the audit says, or says nothing, is found out.
+    let cut_more = "DELETE FROM audit WHERE sequence = 2410";
+    let says_nothing = "DELETE FROM audit WHERE sequence > 2500; UPDATE audit_head SET (sequence, hash) = (SELECT sequence, hash FROM audit WHERE sequence = 2500)";
+    for (sql, what) in [
+        (cut_more, "entries 1 to 2410 are missing before it, and the last cut was up to entry 2409"),
+        (says_nothing, "entries 1 to 2409 are missing before it"),
+    ] {
+        let copy = folder.path().join("copy.db");
+        std::fs::copy(&path, &copy).unwrap();
+        let mut tampered = without_triggers(&copy).await;
+        run(&mut tampered, sql.to_owned()).await;
+        tampered.close().await.unwrap();
+        let report = verify(&copy, None).await;
+        assert_eq!(report.findings[0].what, what, "{report:?}");
+    }
+
+    // Without its triggers removed, the store gives up only what was cut.
+    let mut open = open(&path).await;
+    for sql in ["DELETE FROM audit WHERE sequence = 2410", "UPDATE audit_start SET sequence = 2400"] {
+        assert!(open.execute(sql).await.is_err(), "{sql}");
+    }
 }
