@@ -129,6 +129,35 @@ async fn an_installation_has_the_rights_that_are_used_and_no_others() {
     the_roles_for_callers(&control_plane, &kubectl).await;
 }
 
+#[tokio::test]
+#[ignore = "applies the manifests to a real API server"]
+async fn three_replicas_are_spread_and_a_drain_takes_one_at_a_time() {
+    let control_plane = ControlPlane::private("deploy-postgres");
+    let kubectl = Kubectl::new(&control_plane, "admin", "rollbackd");
+    apply(&control_plane, "-k", "overlays/postgres").await;
+    let pods = until("three replicas", async || {
+        let pods = kubectl.list("pods").await;
+        let placed = pods.iter().filter(|pod| pod["spec"]["nodeName"].is_string()).count();
+        if placed == 3 { Ok(pods) } else { Err(pods) }
+    })
+    .await;
+    let nodes: BTreeSet<_> = pods.iter().map(|pod| pod["spec"]["nodeName"].as_str().unwrap()).collect();
+    assert_eq!(nodes.len(), 3, "{nodes:?}");
+    let budget = until("the disruption budget to be computed", async || {
+        let budget = kubectl.get("poddisruptionbudget", "rollbackd").await;
+        if budget["status"]["expectedPods"] == 3 { Ok(budget) } else { Err(budget["status"].clone()) }
+    })
+    .await;
+    assert_eq!(budget["status"]["desiredHealthy"], 2);
+
+    // The password is in a file, and nowhere else.
+    let container = &pods[0]["spec"]["containers"][0];
+    let env = container["env"].to_string();
+    assert!(env.contains("ROLLBACKD_STORE_PASSWORD_FILE") && !env.contains("secretKeyRef"), "{env}");
+    let volumes = pods[0]["spec"]["volumes"].to_string();
+    assert!(volumes.contains(r#""secretName":"rollbackd-store""#), "{volumes}");
+}
+
 async fn the_roles_for_callers(control_plane: &ControlPlane, kubectl: &Kubectl) {
     kubectl.ok(&["create", "namespace", "monitoring"]).await;
     let roll_back = ["apps", "daemonsets", "rollback"];
@@ -366,13 +395,20 @@ async fn the_alerts_name_metrics_that_there_are() {
 /// An installation as the README tells to make one.
 #[tokio::test]
 #[ignore = "applies the manifests to a real API server"]
-async fn the_kustomization_of_the_readme_renders() {
+async fn the_kustomizations_of_the_readme_render() {
     let readme = read("README.md");
-    let kustomization = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let mut blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let (kustomization, postgres) = (blocks.next().unwrap(), blocks.next().unwrap());
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("kustomization.yaml"), kustomization).unwrap();
     std::os::unix::fs::symlink(env!("CARGO_MANIFEST_DIR"), folder.path().join("rollbackd")).unwrap();
     let kubectl = Kubectl::new(ControlPlane::shared(), "admin", "default");
+
+    std::fs::write(folder.path().join("kustomization.yaml"), postgres).unwrap();
+    let rendered = kubectl.ok(&["kustomize", folder.path().to_str().unwrap()]).await;
+    let store = "- name: ROLLBACKD_STORE\n          value: postgres://rollbackd@db.your.org/rollbackd?sslmode=verify-full\n";
+    assert!(rendered.contains(store) && !rendered.contains("postgres.example"), "{rendered}");
+
+    std::fs::write(folder.path().join("kustomization.yaml"), kustomization).unwrap();
     let rendered = kubectl.ok(&["kustomize", folder.path().to_str().unwrap()]).await;
     for expected in [
         "image: registry.your.org/rollbackd:0.1.0",
