@@ -45,10 +45,16 @@ impl Store {
         format!("{} + {}", self.database.engine.now(), LEASE.as_millis())
     }
 
+    /// Whether what failed with this error may have been written all the same.
+    #[must_use]
+    pub fn may_have_written(&self, error: &StoreError) -> bool {
+        self.database.may_have_written(error)
+    }
+
     /// Takes open rollbacks that nobody holds any more, oldest first.
     ///
     /// # Errors
-    /// None was taken.
+    /// None was taken, or it is not known whether some were.
     pub async fn claim(&self) -> Result<Vec<Rollback>, StoreError> {
         let (now, lease) = (self.database.engine.now(), self.lease());
         let free = match self.database.engine {
@@ -62,11 +68,8 @@ impl Store {
             "UPDATE rollbacks SET holder = $1, epoch = epoch + 1, lease = {lease} WHERE id IN (SELECT id FROM rollbacks WHERE {free}) RETURNING record, epoch"
         );
         let claimed = within_deadline(async {
-            let mut transaction = self.database.begin().await?;
-            let claimed: Vec<Recorded> =
-                sqlx::query_as(AssertSqlSafe(sql)).bind(&self.holder).fetch_all(&mut *transaction).await?;
-            transaction.commit().await?;
-            Ok(claimed)
+            let claimed = sqlx::query_as(AssertSqlSafe(sql)).bind(&self.holder);
+            Ok::<Vec<Recorded>, _>(claimed.fetch_all(&self.database.pulse).await?)
         });
         let mut claimed = claimed.await?.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
         claimed.sort_by_key(|rollback| rollback.id);
@@ -93,7 +96,7 @@ impl Store {
     async fn set_lease(&self, lease: &str) -> Result<(), StoreError> {
         let sql = format!("UPDATE rollbacks SET lease = {lease} WHERE open AND holder = $1");
         within_deadline(async {
-            sqlx::query(AssertSqlSafe(sql)).bind(&self.holder).execute(&self.database.write).await?;
+            sqlx::query(AssertSqlSafe(sql)).bind(&self.holder).execute(&self.database.pulse).await?;
             Ok(())
         })
         .await
@@ -106,7 +109,7 @@ impl Store {
     pub async fn open_rollbacks(&self) -> Result<Vec<Open>, StoreError> {
         let rows: Vec<(String, i64, String)> =
             sqlx::query_as("SELECT record, epoch, holder FROM rollbacks WHERE open ORDER BY id")
-                .fetch_all(&self.database.read)
+                .fetch_all(&self.database.pulse)
                 .await?;
         let open = rows.into_iter().map(|(record, epoch, holder)| {
             let rollback = read((record, epoch))?;

@@ -25,7 +25,7 @@ use super::{StoreError, StoreUrl, place::Place, schema};
 /// How long a write may wait for its turn before the store counts as failed.
 pub(super) const TURN: Duration = Duration::from_secs(5);
 
-/// Most connections of each of the two pools of a replica.
+/// Most connections for writing, and as many for reading.
 const CONNECTIONS: u32 = 4;
 
 /// Each write durable when it is answered.
@@ -54,6 +54,8 @@ pub(super) struct Database {
     pub engine: Engine,
     pub write: AnyPool,
     pub read: AnyPool,
+    /// For signs of life, which must not wait behind anything else.
+    pub pulse: AnyPool,
     /// The file, if there is one.
     place: Option<Place>,
     /// Keeps other processes off the file while it lives.
@@ -105,11 +107,23 @@ impl Database {
         }
     }
 
+    /// Whether what failed with this error may have been written all the same. SQLite says so when it has not;
+    /// PostgreSQL may have committed before the connection broke.
+    pub fn may_have_written(&self, error: &StoreError) -> bool {
+        match error {
+            StoreError::Silent => true,
+            StoreError::Database(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => false,
+            StoreError::Database(_) => self.engine == Engine::Postgres,
+            _ => false,
+        }
+    }
+
     pub async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
         Ok(self.write.begin_with(self.engine.begin()).await?)
     }
 
     pub async fn close(&self) {
+        self.pulse.close().await;
         self.read.close().await;
         self.write.close().await;
     }
@@ -149,7 +163,8 @@ async fn sqlite(text: &str, in_memory: bool) -> Result<Database, StoreError> {
         in_each_session(pool(2), SQLITE_READER).connect(&with_mode("ro")).await?
     };
     let place = file.as_deref().map(Place::of).transpose().map_err(sqlx::Error::Io)?;
-    Ok(Database { engine: Engine::Sqlite, write, read, place, _lock: Arc::new(lock) })
+    let pulse = write.clone();
+    Ok(Database { engine: Engine::Sqlite, write, read, pulse, place, _lock: Arc::new(lock) })
 }
 
 async fn postgres(url: &str) -> Result<Database, StoreError> {
@@ -158,8 +173,8 @@ async fn postgres(url: &str) -> Result<Database, StoreError> {
     let mut connection = connect.map_err(|_| StoreError::Silent)??;
     schema::bring_up_to_date(Engine::Postgres, &mut connection).await?;
     connection.close().await?;
-    let connect = || {
-        let pool = pool(CONNECTIONS).test_before_acquire(false).before_acquire(|connection, _| {
+    let connect = |connections| {
+        let pool = pool(connections).test_before_acquire(false).before_acquire(|connection, _| {
             // After a failover an old connection may lead to a server that only reads.
             let primary =
                 sqlx::query_scalar::<_, bool>("SELECT NOT pg_is_in_recovery()").fetch_one(connection);
@@ -167,8 +182,8 @@ async fn postgres(url: &str) -> Result<Database, StoreError> {
         });
         in_each_session(pool, POSTGRES_SESSION).connect(url)
     };
-    let (write, read) = (connect().await?, connect().await?);
-    Ok(Database { engine: Engine::Postgres, write, read, place: None, _lock: Arc::default() })
+    let (write, read, pulse) = (connect(CONNECTIONS).await?, connect(CONNECTIONS).await?, connect(1).await?);
+    Ok(Database { engine: Engine::Postgres, write, read, pulse, place: None, _lock: Arc::default() })
 }
 
 fn pool(connections: u32) -> AnyPoolOptions {

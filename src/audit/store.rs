@@ -112,7 +112,8 @@ impl Store {
     /// the rollback from then on.
     ///
     /// # Errors
-    /// Nothing was recorded: [`StoreError::KeyTaken`], [`StoreError::Busy`], or the database failed.
+    /// [`StoreError::KeyTaken`], [`StoreError::Busy`], or the database failed; nothing was recorded, unless
+    /// [`Store::may_have_written`] says so.
     pub async fn begin(
         &self,
         rollback: &Rollback,

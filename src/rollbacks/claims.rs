@@ -1,6 +1,6 @@
 //! Who follows what: what a crash left open is taken up again, by the next process or by another replica.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::{sync::watch, time::MissedTickBehavior};
 use uuid::Uuid;
@@ -30,10 +30,10 @@ impl Rollbacks {
     pub async fn share(self) {
         let mut pulse = tokio::time::interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failing = false;
+        let (mut failing, mut unfollowed) = (false, HashSet::new());
         loop {
             pulse.tick().await;
-            match self.beat().await {
+            match self.beat(&mut unfollowed).await {
                 Ok(()) => failing = false,
                 Err(error) if failing => tracing::debug!(error = %causes(&error), "still out of touch"),
                 Err(error) => {
@@ -44,10 +44,17 @@ impl Rollbacks {
         }
     }
 
-    async fn beat(&self) -> Result<(), StoreError> {
+    async fn beat(&self, unfollowed: &mut HashSet<Uuid>) -> Result<(), StoreError> {
         self.inner.parts.store.renew().await?;
         self.resume().await?;
-        self.inner.keep_up().await
+        let mut mine = self.inner.keep_up().await?;
+        // What was taken without an answer from the store is this one's, and nobody knows. What has just been
+        // begun will be followed by the next time.
+        for rollback in mine.extract_if(.., |rollback| unfollowed.contains(&rollback.id)) {
+            self.take_up(rollback);
+        }
+        *unfollowed = mine.into_iter().map(|rollback| rollback.id).collect();
+        Ok(())
     }
 
     /// The states of one open rollback as they come; `None` if it has ended or is unknown.
@@ -71,8 +78,8 @@ impl Rollbacks {
 }
 
 impl Inner {
-    /// Shows what the others have done since.
-    async fn keep_up(&self) -> Result<(), StoreError> {
+    /// Shows what the others have done since. Returns what this process holds and does not follow.
+    async fn keep_up(&self) -> Result<Vec<Rollback>, StoreError> {
         let store = &self.parts.store;
         let known: Vec<Uuid> = {
             let open = self.open();
@@ -87,7 +94,13 @@ impl Inner {
                 None => drop(self.open().remove(&ended)),
             }
         }
-        Ok(())
+        let here: HashSet<Uuid> = {
+            let open = self.open();
+            let here = open.iter().filter(|(_, feed)| feed.followed == Followed::Here);
+            here.map(|(id, _)| *id).collect()
+        };
+        let mine = open.into_iter().filter(|open| open.mine && !here.contains(&open.rollback.id));
+        Ok(mine.map(|open| open.rollback).collect())
     }
 
     /// Shows a state that was read from the store, unless the rollback is followed here, where more is known.

@@ -353,7 +353,9 @@ impl Inner {
         let entry = Entry::of_rollback(rollback, action, self.parts.cluster.clone(), rollback.requested_at);
         let begun = self.parts.store.begin(rollback, &entry, idempotency).await;
         match &begun {
-            Err(StoreError::Silent) => drop(self.parts.tasks.spawn(self.clone().withdraw(rollback.clone()))),
+            Err(error) if self.parts.store.may_have_written(error) => {
+                self.parts.tasks.spawn(self.clone().withdraw(rollback.clone()));
+            }
             // Another replica was first.
             Err(error @ (StoreError::Busy { .. } | StoreError::KeyTaken)) => {
                 self.record_refusal(&rollback.key, &rollback.origin, Mode::Apply, error).await;
@@ -367,7 +369,8 @@ impl Inner {
     /// record turns up after all, says so in it.
     async fn withdraw(self: Arc<Self>, mut rollback: Rollback) {
         // A write that hangs is made within minutes or not at all.
-        for wait in waits(Duration::from_secs(10)).take(30) {
+        let mut missing = 0..30;
+        for wait in waits(Duration::from_secs(10)) {
             match self.parts.store.rollback(rollback.id).await {
                 Ok(Some(stored)) if stored.state.is_final() => return,
                 Ok(Some(_)) => {
@@ -377,6 +380,7 @@ impl Inner {
                     let _ = self.advance(&mut rollback, end, message).await;
                     return;
                 }
+                Ok(None) if missing.next().is_none() => return,
                 Ok(None) | Err(_) => {}
             }
             if self.parts.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
