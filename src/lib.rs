@@ -9,7 +9,7 @@
 //!
 //! - [`domain`]: what is true about DaemonSets. Pure.
 //! - [`kubernetes`]: watches, fresh reads, the patch. The only room that names `kube::`.
-//! - [`audit`]: the record, in SQLite.
+//! - [`audit`]: the record, in SQLite or PostgreSQL.
 //! - [`auth`]: who asks, and what they may do.
 //! - [`rollbacks`]: the write, from its request to its end.
 //! - [`http`]: routes, views, problems, streams.

@@ -16,9 +16,9 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    audit::{Head, Store},
+    audit::{Head, Store, StoreUrl},
     auth::{Audiences, Authority, Pace, Reviews},
-    config::{Anonymous, AuthMode, SandboxArgs, ServeArgs},
+    config::{Anonymous, AuthMode, SandboxArgs, ServeArgs, StoreArgs},
     http::{
         self, App, Limits, Open,
         tls::{Acceptor, Certificate, Files},
@@ -41,6 +41,8 @@ const MAX_HEADER: usize = 64 * 1024;
 const FINISH: Duration = Duration::from_secs(20);
 /// Between two lines of the log that tell the audit's head, if it has moved.
 const HEAD_PERIOD: Duration = Duration::from_secs(3600);
+/// Between two looks at the file with the store's password.
+const PASSWORD_PERIOD: Duration = Duration::from_secs(10);
 /// Between two looks for entries that need not be kept any more.
 const CUT_PERIOD: Duration = Duration::from_secs(3600);
 /// For the last bytes of answers to leave.
@@ -160,7 +162,7 @@ impl Server {
         let metrics = Metrics::new();
         let (tasks, stop, draining) =
             (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
-        let url = store.url()?;
+        let (at, url) = (store.clone(), store.url()?);
         let store =
             Store::open(&url, metrics.clone(), audit_log).await.with_context(|| format!("--store {url}"))?;
         let scope = Scope::of(namespaces);
@@ -203,6 +205,8 @@ impl Server {
             tasks.spawn(stop.clone().run_until_cancelled_owned(cut_audit(store.clone(), kept)));
         }
         if store.is_shared() {
+            let keeping = keep_password(store.clone(), at, url);
+            tasks.spawn(stop.clone().run_until_cancelled_owned(keeping));
             tasks.spawn(stop.clone().run_until_cancelled_owned(rollbacks.clone().share()));
         }
         let app = App::new(http::Parts {
@@ -309,6 +313,25 @@ async fn tell_head(store: Store) {
         {
             log_head(&head);
             told = Some(head);
+        }
+    }
+}
+
+/// Reads the file with the store's password again when it changes.
+async fn keep_password(store: Store, at: StoreArgs, mut known: StoreUrl) {
+    loop {
+        tokio::time::sleep(PASSWORD_PERIOD).await;
+        // While a Secret's files are replaced there may be none.
+        if let Ok(url) = at.url()
+            && url != known
+        {
+            match store.use_password_of(&url) {
+                Ok(()) => tracing::info!("new connections to the store use the new password"),
+                Err(error) => {
+                    tracing::warn!(error = %causes(&error), "the store's new password can't be used")
+                }
+            }
+            known = url;
         }
     }
 }

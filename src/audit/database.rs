@@ -14,7 +14,7 @@ use std::{
 
 use sqlx::{
     Any, AnyConnection, AnyPool, Connection as _, Transaction,
-    any::{AnyPoolOptions, install_default_drivers},
+    any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers},
     pool::PoolOptions,
     raw_sql,
     sqlite::SqliteConnectOptions,
@@ -120,6 +120,15 @@ impl Database {
 
     pub async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
         Ok(self.write.begin_with(self.engine.begin()).await?)
+    }
+
+    /// Uses another password for connections that are made from now on.
+    pub fn use_password_of(&self, url: &StoreUrl) -> Result<(), StoreError> {
+        let options = AnyConnectOptions::from_str(url.secret())?;
+        for pool in [&self.write, &self.read, &self.pulse] {
+            pool.set_connect_options(options.clone());
+        }
+        Ok(())
     }
 
     pub async fn close(&self) {

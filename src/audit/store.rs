@@ -219,6 +219,14 @@ impl Store {
         Ok(())
     }
 
+    /// Uses another password for connections that are made from now on.
+    ///
+    /// # Errors
+    /// When the URL can't be used.
+    pub fn use_password_of(&self, url: &StoreUrl) -> Result<(), StoreError> {
+        self.database.use_password_of(url)
+    }
+
     /// Closes the database; what is being written is finished first.
     pub async fn close(&self) {
         self.database.close().await;
