@@ -18,6 +18,7 @@ use crate::{
         daemonset::{DaemonSet, FIELD_MANAGER},
         rollback::{Rollback, RollbackState},
     },
+    failpoint::fail_point,
     kubernetes::{ClusterError, Grant},
     telemetry::causes,
 };
@@ -48,6 +49,7 @@ impl Inner {
         let Ok(Ok(verdict)) = verdict else {
             let before = self.step(&mut rollback, RollbackState::Unsettled, lost.to_string());
             let recorded = self.record(before, &rollback, Action::Unsettled).await;
+            fail_point!("unsettled-recorded");
             if recorded.is_err() {
                 // The record still says `requested`, from which it is settled all the same.
                 rollback.state = before;
@@ -77,7 +79,9 @@ impl Inner {
     ) {
         let Ok(verdict) = self.verdict(&rollback, &grant).await else { return };
         let (step, message) = step(&mut rollback, verdict);
+        fail_point!("settling");
         let advanced = self.advance(&mut rollback, step, message).await;
+        fail_point!("settled");
         drop(turn);
         if advanced.is_ok() {
             self.follow(rollback).await;
@@ -118,7 +122,9 @@ impl Inner {
         if daemonset.generation == rollback.pinned_generation {
             if rollback.pinned_to.as_ref() == Some(&daemonset.resource_version) {
                 // A conflict means that the version has moved on by itself: by the patch, perhaps.
+                fail_point!("settling-looked");
                 live.outdate(grant, &daemonset, rollback.id).await?;
+                fail_point!("settling-outdated");
             }
             return Ok(Verdict::NotApplied);
         }

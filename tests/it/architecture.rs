@@ -6,16 +6,17 @@ use std::{
 };
 
 /// Each room and the rooms that it may name. `main`, `lib` and `server` wire them all.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("telemetry", &["domain"]),
     ("kubernetes", &["domain", "telemetry"]),
     ("audit", &["domain", "telemetry"]),
     ("auth", &["domain", "kubernetes", "telemetry"]),
-    ("rollbacks", &["audit", "auth", "domain", "kubernetes", "telemetry"]),
+    ("rollbacks", &["audit", "auth", "domain", "failpoint", "kubernetes", "telemetry"]),
     ("http", &["audit", "auth", "domain", "kubernetes", "rollbacks", "telemetry"]),
     ("config", &["audit", "domain", "verifier"]),
     ("sandbox", &[]),
+    ("failpoint", &[]),
     // What it verifies was written by code that it must not share.
     ("verifier", &[]),
 ];
