@@ -383,7 +383,7 @@ fn pin(rollback: &mut Rollback, daemonset: &DaemonSet) {
 
 /// The patch made no new generation: defaulting made the two templates the same, or admission took the
 /// change back.
-fn without_effect(number: RevisionNumber) -> String {
+pub(super) fn without_effect(number: RevisionNumber) -> String {
     format!(
         "nothing has changed: as the API server admits it, the pod template of revision {number} is the running one"
     )
