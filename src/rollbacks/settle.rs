@@ -135,11 +135,12 @@ impl Inner {
         }
         let history = live.history(&daemonset).await?;
         let recorded = history.revisions().iter().any(|revision| revision.rollback.as_ref() == Some(&id));
-        if recorded || marked(&daemonset) {
+        let proved = recorded || marked(&daemonset);
+        if proved && daemonset.template.fingerprint() == rollback.template {
             return Ok(Verdict::Applied(daemonset));
         }
         // The patch changes the spec, so that it can't have been carried out at the same generation.
-        if daemonset.generation == rollback.pinned_generation {
+        if !proved && daemonset.generation == rollback.pinned_generation {
             if rollback.pinned_to.as_ref() == Some(&daemonset.resource_version) {
                 fail_point!("settling-looked");
                 // A conflict means that the version has moved on by itself: by the patch, perhaps.
@@ -148,14 +149,18 @@ impl Inner {
             }
             return Ok(Verdict::NotApplied);
         }
+        // Somebody has changed the spec since: after the patch, which may have changed nothing, or without it.
         let next = match &rollback.pinned_to {
             Some(pinned_to) => live.after(&rollback.key, pinned_to).await?,
             None => Next::Forgotten,
         };
         Ok(match next {
-            Next::Version(next) if !marked(&next) => Verdict::NotApplied,
-            Next::Version(next) if next.generation == rollback.pinned_generation => Verdict::WithoutEffect,
-            Next::Version(next) => Verdict::Applied(next),
+            Next::Version(next) if marked(&next) && next.generation == rollback.pinned_generation => {
+                Verdict::WithoutEffect
+            }
+            Next::Version(next) if marked(&next) => Verdict::Applied(next),
+            _ if proved => Verdict::Applied(daemonset),
+            Next::Version(_) => Verdict::NotApplied,
             Next::Forgotten if changed_by_others(rollback, &daemonset) => Verdict::NotApplied,
             Next::Forgotten => Verdict::Undecidable,
         })

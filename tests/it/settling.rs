@@ -182,4 +182,10 @@ async fn a_patch_without_effect_is_skipped_though_its_answer_is_lost() {
     assert_eq!(ended["state"], "skipped", "{ended}");
     let after = lost.space.kubectl.get("daemonset", "agent").await;
     assert_eq!(after["metadata"]["generation"], before["metadata"]["generation"]);
+
+    // Somebody's change after it, which keeps the id, is not ours.
+    let location = lost.roll_back("agent-of-old", Fault::CutAfter).await;
+    lost.set_image("img:3").await;
+    let ended = lost.ends(&location, &["skipped", "succeeded", "superseded", "abandoned"]).await;
+    assert_eq!(ended["state"], "skipped", "{ended}");
 }
