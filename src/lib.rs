@@ -14,6 +14,7 @@
 //! - [`rollbacks`]: the write, from its request to its end.
 //! - [`http`]: routes, views, problems, streams.
 //! - [`server`] wires them; [`config`] and [`telemetry`] are what they say.
+//! - `failpoint`: where a test build dies, for the crash harness; nothing in any other build.
 //! - [`verifier`]: whether an audit is what was written. It knows nobody, so that it shares nothing with [`audit`].
 //! - [`sandbox`]: a simulated cluster to put under them. Only [`server`] knows it, and it knows nobody.
 
@@ -21,6 +22,7 @@ pub mod audit;
 pub mod auth;
 pub mod config;
 pub mod domain;
+mod failpoint;
 pub mod http;
 pub mod kubernetes;
 pub mod rollbacks;

@@ -8,13 +8,13 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::{
     Api,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams, WatchParams},
     core::Request as ApiRequest,
 };
 use serde_json::{Value, json};
 
 use super::{
-    ClusterError, Grant,
+    ClusterError, Delivery, Grant,
     cache::selected,
     liveness::Liveness,
     objects::{ObservedDaemonSet, ObservedRevision},
@@ -29,6 +29,8 @@ use crate::domain::{
 
 /// Annotation that settling a lost patch may leave on a DaemonSet.
 const SETTLED: &str = "rollbackd.dev/settled";
+/// The API server has forgotten a version.
+const GONE: u16 = 410;
 
 /// Direct access to the API server. Each call has a deadline and is sent once.
 #[derive(Clone)]
@@ -42,6 +44,21 @@ pub struct Restore<'a> {
     pub daemonset: &'a DaemonSet,
     pub template: &'a Template,
     pub rollback: uuid::Uuid,
+}
+
+/// What the first write after a version of a DaemonSet made of it.
+#[derive(Clone, Debug)]
+pub enum Next {
+    Version(Arc<DaemonSet>),
+    /// The API server does not know any more: it keeps the changes of some minutes, and none across its restart.
+    Forgotten,
+}
+
+/// One event of a watch.
+#[derive(serde::Deserialize)]
+struct Event {
+    r#type: String,
+    object: Value,
 }
 
 impl Live {
@@ -79,6 +96,39 @@ impl Live {
             Api::namespaced(self.client.clone(), daemonset.key.namespace.as_str());
         let list = api.list(&ListParams::default().labels(&daemonset.selector)).await?;
         Ok(History::of(daemonset, selected(daemonset, list.items)))
+    }
+
+    /// Asks what the first write after a version of a DaemonSet, which has been written to since, made
+    /// of it: a watch from there that ends after a second. The last state, if that write has deleted it.
+    ///
+    /// # Errors
+    /// What kept the API server from answering.
+    pub async fn after(&self, key: &Key, resource_version: &str) -> Result<Next, ClusterError> {
+        let path = format!("/apis/apps/v1/namespaces/{}/daemonsets", key.namespace);
+        let params = WatchParams::default().fields(&format!("metadata.name={}", key.name)).timeout(1);
+        let params = params.disable_bookmarks();
+        let request = ApiRequest::new(path).watch(&params, resource_version);
+        let events = match self.client.request_text(request.map_err(kube::Error::BuildRequest)?).await {
+            Err(kube::Error::Api(status)) if status.code == GONE => return Ok(Next::Forgotten),
+            other => other?,
+        };
+        // Nothing yet: the cache that serves watches lags.
+        let unread = || ClusterError::Unavailable {
+            problem: "does not show what has changed yet",
+            delivery: Delivery::NotCarriedOut,
+            retry_after: None,
+        };
+        let first = events.lines().next().ok_or_else(unread)?;
+        let event: Event = serde_json::from_str(first).map_err(kube::Error::SerdeError)?;
+        match event.r#type.as_str() {
+            "ERROR" if event.object["code"] == GONE => Ok(Next::Forgotten),
+            "ERROR" => Err(unread()),
+            _ => {
+                let object: ObservedDaemonSet =
+                    serde_json::from_value(event.object).map_err(kube::Error::SerdeError)?;
+                Ok(Next::Version(object.daemonset))
+            }
+        }
     }
 
     /// Replaces the pod template, pinned to the DaemonSet that was read: any write in between,

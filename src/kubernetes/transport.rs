@@ -72,9 +72,13 @@ impl Service<Request<Body>> for Transport {
     }
 }
 
-/// The kind that a request watches.
+/// The kind that a request watches. One that selects an object by its field is no watch of a kind: it ends
+/// by itself, in no time ([`super::live::Live::after`]).
 fn watched(request: &Request<Body>) -> Option<Kind> {
     let query = request.uri().query()?;
+    if query.contains("fieldSelector=") {
+        return None;
+    }
     if !query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1")) {
         return None;
     }

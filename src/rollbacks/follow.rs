@@ -13,6 +13,7 @@ use crate::{
         rollback::{Rollback, RollbackState},
         rollout::Phase,
     },
+    failpoint::fail_point,
     kubernetes::{ClusterError, Frame, FrameEvent, rollouts::Listener},
 };
 
@@ -55,7 +56,9 @@ impl Inner {
                 None => self.look_for(&mut rollback).await,
             };
             if let Some((step, message)) = step {
+                fail_point!("follow-before-record");
                 self.advance(&mut rollback, step, message).await?;
+                fail_point!("follow-recorded");
             }
             if rollback.state.is_final() {
                 return Ok(());

@@ -21,6 +21,7 @@ use crate::{
         revision::{RevisionNumber, RevisionRef},
         rollback::{Mode, OnWarning, Origin, Refusal, Rollback, RollbackRequest, RollbackState, Target},
     },
+    failpoint::fail_point,
     kubernetes::Grant,
     telemetry::causes,
 };
@@ -141,7 +142,9 @@ impl Inner {
         let result = self.clone().make_and_wait(id, grant, origin, request, Some(&key), terms.wait).await;
         // A dry run makes nothing that could be made twice.
         if mode == Mode::Apply {
+            fail_point!("answer-made");
             self.keep(&key, id, &result).await;
+            fail_point!("answer-kept");
         }
         first(result)
     }

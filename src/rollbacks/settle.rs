@@ -1,30 +1,40 @@
 //! A patch whose answer was lost: was it carried out, and can it still be?
 //!
 //! *Applied* is proved by the rollback's id, which travels in the same patch as the template: on the
-//! DaemonSet, or on a ControllerRevision, to which the controller copies annotations. *Not applied*
-//! must be made certain: a frozen API server can carry out a patch long after it was sent. The patch
-//! was pinned to a resource version, so once that version is gone it meets a conflict; while it is
-//! still there, a write of ours moves it on. And it makes the generation after the pinned one, so that
-//! a DaemonSet of the pinned generation has not seen it.
+//! DaemonSet, or on a ControllerRevision, to which the controller copies annotations. Nothing else proves
+//! it: somebody's `kubectl rollout undo` makes the same template, and an earlier rollback leaves our name
+//! among the field managers. *Not applied* must be made certain: a frozen API server can carry out a
+//! patch long after it was sent. The patch was pinned to a resource version, so once that version is gone
+//! it meets a conflict; while it is still there, a write of ours moves it on. And it makes the generation
+//! after the pinned one, so that a DaemonSet of the pinned generation has not seen it. Where the spec has
+//! been changed since and the id is not there, somebody may have taken it away. Then the watch tells: the
+//! patch was the first write after its pinned version, or it never was and never will be.
 
 use std::{sync::Arc, time::Duration};
 
 use tracing::Instrument;
 
-use super::{Inner, Outcome, RollbackError, Stopped, Turn, transaction::Applied, waits};
+use super::{
+    Inner, Outcome, RollbackError, Stopped, Turn,
+    transaction::{Applied, without_effect},
+    waits,
+};
 use crate::{
     audit::Action,
     domain::{
         daemonset::{DaemonSet, FIELD_MANAGER},
         rollback::{Rollback, RollbackState},
     },
-    kubernetes::{ClusterError, Grant},
+    failpoint::fail_point,
+    kubernetes::{ClusterError, Grant, live::Next},
     telemetry::causes,
 };
 
 /// What was found out.
 enum Verdict {
     Applied(Arc<DaemonSet>),
+    /// Carried out, and the spec stayed as it was.
+    WithoutEffect,
     NotApplied,
     Deleted,
     Undecidable,
@@ -48,6 +58,7 @@ impl Inner {
         let Ok(Ok(verdict)) = verdict else {
             let before = self.step(&mut rollback, RollbackState::Unsettled, lost.to_string());
             let recorded = self.record(before, &rollback, Action::Unsettled).await;
+            fail_point!("unsettled-recorded");
             if recorded.is_err() {
                 // The record still says `requested`, from which it is settled all the same.
                 rollback.state = before;
@@ -58,14 +69,21 @@ impl Inner {
         };
         rollback.message = lost.to_string();
         let told = match &verdict {
-            Verdict::Applied(_) => None,
+            Verdict::Applied(_) | Verdict::WithoutEffect => None,
             Verdict::NotApplied => Some(lost.into()),
             Verdict::Deleted => Some(RollbackError::Deleted),
             Verdict::Undecidable => Some(RollbackError::Undecidable),
         };
         let (step, message) = step(&mut rollback, verdict);
         self.conclude(&mut rollback, step, message, turn).await;
-        told.map_or(Ok(Outcome::Made(rollback)), Err)
+        match told {
+            Some(error) => Err(error),
+            None if rollback.state == RollbackState::Skipped => {
+                let number = rollback.to.revision;
+                Ok(Outcome::Skipped { rollback, number })
+            }
+            None => Ok(Outcome::Made(rollback)),
+        }
     }
 
     /// Settles a lost patch, however long that takes, and follows the rollout if it was applied.
@@ -77,7 +95,9 @@ impl Inner {
     ) {
         let Ok(verdict) = self.verdict(&rollback, &grant).await else { return };
         let (step, message) = step(&mut rollback, verdict);
+        fail_point!("settling");
         let advanced = self.advance(&mut rollback, step, message).await;
+        fail_point!("settled");
         drop(turn);
         if advanced.is_ok() {
             self.follow(rollback).await;
@@ -109,27 +129,40 @@ impl Inner {
         if daemonset.uid != rollback.uid {
             return Ok(Verdict::Deleted);
         }
+        let marked = |daemonset: &DaemonSet| daemonset.rollback_id() == Some(&id);
+        if marked(&daemonset) && daemonset.generation == rollback.pinned_generation {
+            return Ok(Verdict::WithoutEffect);
+        }
         let history = live.history(&daemonset).await?;
         let recorded = history.revisions().iter().any(|revision| revision.rollback.as_ref() == Some(&id));
-        if recorded || daemonset.rollback_id() == Some(&id) {
+        let proved = recorded || marked(&daemonset);
+        if proved && daemonset.template.fingerprint() == rollback.template {
             return Ok(Verdict::Applied(daemonset));
         }
         // The patch changes the spec, so that it can't have been carried out at the same generation.
-        if daemonset.generation == rollback.pinned_generation {
+        if !proved && daemonset.generation == rollback.pinned_generation {
             if rollback.pinned_to.as_ref() == Some(&daemonset.resource_version) {
+                fail_point!("settling-looked");
                 // A conflict means that the version has moved on by itself: by the patch, perhaps.
                 live.outdate(grant, &daemonset, rollback.id).await?;
+                fail_point!("settling-outdated");
             }
             return Ok(Verdict::NotApplied);
         }
-        // Somebody has changed the spec since. The id may be gone with a replaced object, so look at
-        // what there is: our template, or who wrote the one that is there.
-        let ours = daemonset.template.fingerprint() == rollback.template;
-        let only_one = daemonset.generation == rollback.pinned_generation + 1;
-        Ok(match (ours || is_ours(&daemonset), only_one) {
-            (true, _) => Verdict::Applied(daemonset),
-            (false, true) => Verdict::NotApplied,
-            (false, false) => Verdict::Undecidable,
+        // Somebody has changed the spec since: after the patch, which may have changed nothing, or without it.
+        let next = match &rollback.pinned_to {
+            Some(pinned_to) => live.after(&rollback.key, pinned_to).await?,
+            None => Next::Forgotten,
+        };
+        Ok(match next {
+            Next::Version(next) if marked(&next) && next.generation == rollback.pinned_generation => {
+                Verdict::WithoutEffect
+            }
+            Next::Version(next) if marked(&next) => Verdict::Applied(next),
+            _ if proved => Verdict::Applied(daemonset),
+            Next::Version(_) => Verdict::NotApplied,
+            Next::Forgotten if changed_by_others(rollback, &daemonset) => Verdict::NotApplied,
+            Next::Forgotten => Verdict::Undecidable,
         })
     }
 }
@@ -140,6 +173,9 @@ fn step(rollback: &mut Rollback, verdict: Verdict) -> Step {
         Verdict::Applied(daemonset) => {
             let applied = read_back(rollback, &daemonset);
             ((applied.state, Action::Applied), applied.message)
+        }
+        Verdict::WithoutEffect => {
+            ((RollbackState::Skipped, Action::Skipped), without_effect(rollback.to.revision))
         }
         Verdict::NotApplied => {
             let message = format!("{}; the patch was not carried out", rollback.message);
@@ -169,8 +205,13 @@ fn read_back(rollback: &mut Rollback, daemonset: &DaemonSet) -> Applied {
     Applied { message: "rolled back".into(), ..applied }
 }
 
-/// Whether nobody has written to the template after rollbackd, as far as can be told.
-fn is_ours(daemonset: &DaemonSet) -> bool {
-    let wrote = daemonset.field_managers.iter().any(|manager| manager.name == FIELD_MANAGER);
-    wrote && daemonset.later_writer().is_none()
+/// Whether the one change of the spec since the pinned version was somebody else's, as far as the
+/// DaemonSet itself can prove it: the patch would have left an id that is not there, or our name on the
+/// template, after which nobody can have written to it without changing the spec a second time.
+fn changed_by_others(rollback: &Rollback, daemonset: &DaemonSet) -> bool {
+    let only_one = daemonset.generation == rollback.pinned_generation + 1;
+    let writers = || daemonset.field_managers.iter().filter(|manager| manager.owns_template != Some(false));
+    let ours = writers().find(|manager| manager.name == FIELD_MANAGER);
+    let written_since = ours.is_none_or(|ours| writers().any(|manager| manager.time > ours.time));
+    only_one && (daemonset.rollback_id().is_some() || written_since)
 }

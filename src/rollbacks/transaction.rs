@@ -20,6 +20,7 @@ use crate::{
         },
         template::Template,
     },
+    failpoint::{fail_during, fail_point},
     kubernetes::{ClusterError, Delivery, Grant, live::Restore},
     telemetry::causes,
 };
@@ -92,7 +93,9 @@ impl Inner {
                     new_rollback(id, &daemonset, plan.from.clone(), plan.to.clone(), &plan.template, origin);
                 rollback.warnings.clone_from(&plan.warnings);
                 pin(&mut rollback, &daemonset);
+                fail_point!("planned");
                 self.begin(&rollback, Action::Requested, idempotency).await?;
+                fail_point!("recorded");
                 self.announce(&rollback);
                 self.make(grant, daemonset, &plan, rollback, turn).await
             }
@@ -142,9 +145,11 @@ impl Inner {
                     return Ok(Outcome::Skipped { rollback, number });
                 }
                 Attempt::Applied(patched) => {
+                    fail_point!("patch-answered");
                     let applied = Applied::note(&mut rollback, &patched);
                     self.conclude(&mut rollback, (applied.state, Action::Applied), applied.message, turn)
                         .await;
+                    fail_point!("applied-recorded");
                     return Ok(Outcome::Made(rollback));
                 }
                 Attempt::Conflict => {
@@ -172,6 +177,7 @@ impl Inner {
                         Err(StoreError::Moved { .. }) => return self.taken_over(&rollback).await,
                         Err(error) => return self.fail(rollback, error.into(), turn).await,
                     }
+                    fail_point!("pinned-again");
                 }
                 Attempt::Lost(error) => {
                     tracing::warn!(rollback = %rollback.id, error = %causes(&error), "the answer to a patch was lost; finding out whether it was applied");
@@ -191,7 +197,7 @@ impl Inner {
         rollback: &Rollback,
     ) -> Attempt {
         let restore = Restore { daemonset, template: &plan.template, rollback: rollback.id };
-        let error = match self.parts.live.restore(grant, restore).await {
+        let error = match fail_during!("patch-sent", self.parts.live.restore(grant, restore)) {
             Ok(patched) => return Attempt::Applied(patched),
             Err(error) => error,
         };
@@ -233,6 +239,7 @@ impl Inner {
         turn: Turn,
     ) -> Result<Outcome, RollbackError> {
         let end = (RollbackState::Failed, Action::Failed);
+        fail_point!("failing");
         self.conclude(&mut rollback, end, error.to_string(), turn).await;
         Err(error)
     }
@@ -398,7 +405,7 @@ fn pin(rollback: &mut Rollback, daemonset: &DaemonSet) {
 
 /// The patch made no new generation: defaulting made the two templates the same, or admission took the
 /// change back.
-fn without_effect(number: RevisionNumber) -> String {
+pub(super) fn without_effect(number: RevisionNumber) -> String {
     format!(
         "nothing has changed: as the API server admits it, the pod template of revision {number} is the running one"
     )

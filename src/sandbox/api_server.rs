@@ -142,6 +142,7 @@ struct ListQuery {
     #[serde(default)]
     resource_version: String,
     label_selector: Option<String>,
+    field_selector: Option<String>,
     limit: Option<usize>,
     r#continue: Option<String>,
     timeout_seconds: Option<u64>,
@@ -184,7 +185,12 @@ fn collection(
         Some(Some(selector)) => selector,
         None => Selector::default(),
     };
-    let wanted = Wanted { kind, namespace, selector };
+    let name_of = |selector: &str| selector.strip_prefix("metadata.name=").map(str::to_owned);
+    let name_wanted = match query.field_selector.as_deref().map(name_of) {
+        Some(None) => return Err(served.refuse(&Method::GET, uri, "no such field selector")),
+        other => other.flatten(),
+    };
+    let wanted = Wanted { kind, namespace, name: name_wanted, selector };
     if query.watch {
         return Ok(watch(served.sandbox.clone(), wanted, name, &query));
     }
@@ -198,6 +204,7 @@ fn collection(
 struct Wanted {
     kind: Kind,
     namespace: Option<String>,
+    name: Option<String>,
     selector: Selector,
 }
 
@@ -205,6 +212,7 @@ impl Wanted {
     fn holds(&self, object: &Value) -> bool {
         let metadata = &object["metadata"];
         self.namespace.as_deref().is_none_or(|namespace| metadata["namespace"] == namespace)
+            && self.name.as_deref().is_none_or(|name| metadata["name"] == name)
             && self.selector.matches(&metadata["labels"])
     }
 }

@@ -6,16 +6,17 @@ use std::{
 };
 
 /// Each room and the rooms that it may name. `main`, `lib` and `server` wire them all.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("telemetry", &["domain"]),
     ("kubernetes", &["domain", "telemetry"]),
     ("audit", &["domain", "telemetry"]),
     ("auth", &["domain", "kubernetes", "telemetry"]),
-    ("rollbacks", &["audit", "auth", "domain", "kubernetes", "telemetry"]),
+    ("rollbacks", &["audit", "auth", "domain", "failpoint", "kubernetes", "telemetry"]),
     ("http", &["audit", "auth", "domain", "kubernetes", "rollbacks", "telemetry"]),
     ("config", &["audit", "domain", "verifier"]),
     ("sandbox", &[]),
+    ("failpoint", &[]),
     // What it verifies was written by code that it must not share.
     ("verifier", &[]),
 ];
@@ -163,5 +164,46 @@ fn a_grant_comes_from_the_review_and_two_named_exceptions() {
     let (_, live) = sources.iter().find(|(path, _)| path.ends_with("kubernetes/live.rs")).unwrap();
     for write in live.split("async fn ").filter(|body| body.contains(".patch(")) {
         assert!(write.contains("grant: &Grant"), "a write without a Grant: {write}");
+    }
+}
+
+/// Points at which a test build dies.
+fn fail_points() -> Vec<String> {
+    let mut points = Vec::new();
+    for (_, source) in sources(&root()) {
+        for call in ["fail_point!(\"", "fail_during!(\""] {
+            points.extend(source.split(call).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
+        }
+    }
+    points
+}
+
+#[test]
+fn the_crash_harness_comes_to_every_fail_point_and_its_model_tells_of_it() {
+    let crash = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash");
+    let read = |name: &str| fs::read_to_string(crash.join(name)).unwrap();
+    let (harness, model) = (read("harness.rs"), read("MODEL.md"));
+    assert!(fail_points().len() > 10);
+    for point in fail_points() {
+        assert!(harness.contains(&format!("\"{point}\"")), "the harness does not know {point}");
+        assert!(model.contains(&format!("`{point}`")), "the model does not tell of {point}");
+    }
+}
+
+#[test]
+#[cfg(not(feature = "fail-points"))]
+fn what_is_shipped_has_no_fail_points() {
+    let binary = fs::read(env!("CARGO_BIN_EXE_rollbackd")).unwrap();
+    let holds = |text: &str| binary.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(holds("ROLLBACKD_LISTEN"));
+    assert!(!holds("ROLLBACKD_FAIL_POINT") && !holds("settling-outdated"));
+}
+
+#[test]
+fn who_checks_a_history_shares_no_code_with_who_made_it() {
+    for name in ["check.rs", "harness.rs"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash").join(name);
+        let source = code(&fs::read_to_string(path).unwrap());
+        assert!(!source.contains("rollbackd::"), "{name} uses rollbackd's code");
     }
 }

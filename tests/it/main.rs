@@ -42,6 +42,7 @@ mod reads;
 mod revision_text;
 mod rights;
 mod sandbox;
+mod settling;
 mod status;
 mod stopping;
 mod store_trouble;
