@@ -758,6 +758,11 @@ mod tests {
         found("nobody has changed the template since", |history| {
             history.rollbacks[0]["state"] = "superseded".into();
         });
+        // It changed nothing, and somebody's change after it was taken for its own.
+        found("its patch did not change the spec", |history| {
+            history.seen[2] = version(12, 1, 0, Some("made"));
+            history.seen.push(version(13, 2, 1, Some("made")));
+        });
         found("took effect 2 times", |history| {
             history.seen.extend([version(13, 3, 0, None), version(14, 4, 1, Some("made"))]);
         });
