@@ -23,7 +23,7 @@ use crate::{
         tls::{Acceptor, Certificate, Files},
     },
     kubernetes::{
-        Cache, Live, Reviewer, Rollouts, Scope, connect,
+        Cache, Events, Live, Reviewer, Rollouts, Scope, connect,
         liveness::{Health, Liveness, ProbePace},
     },
     rollbacks::{Parts, Patience, Quota, Rollbacks},
@@ -185,6 +185,7 @@ impl Server {
         let rollbacks = Rollbacks::new(Parts {
             live: live.clone(),
             cache: cache.clone(),
+            events: Events::new(&live, tasks.clone()),
             store: store.clone(),
             authority: authority.clone(),
             cluster: cluster_name.clone(),

@@ -94,6 +94,7 @@ impl Inner {
                 pin(&mut rollback, &daemonset);
                 self.begin(&rollback, Action::Requested, idempotency).await?;
                 self.announce(&rollback);
+                self.parts.events.tell(&rollback, rollback.requested_at);
                 self.make(grant, daemonset, &plan, rollback, turn).await
             }
         }

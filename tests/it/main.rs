@@ -17,6 +17,7 @@ mod daemonsets;
 mod deploy;
 mod dry_run;
 mod errors;
+mod events;
 mod followed;
 mod front;
 mod guards;
