@@ -55,6 +55,9 @@ pub struct Timing {
     pub reviews: Pace,
     pub patience: Patience,
     pub quota: Quota,
+    /// Between two looks for rollbacks that the cluster shows and the store lacks. Where several rollbackds with a
+    /// record each share a cluster, none of them has all: `None` is for those.
+    pub unrecorded: Option<Duration>,
     pub limits: Limits,
 }
 
@@ -67,6 +70,7 @@ impl Default for Timing {
             reviews: Pace::default(),
             patience: Patience::default(),
             quota: Quota::default(),
+            unrecorded: Some(Duration::from_secs(3600)),
             limits: Limits::default(),
         }
     }
@@ -196,6 +200,10 @@ impl Server {
             stop: stop.clone(),
         });
         rollbacks.resume().await.context("the audit store can't be read")?;
+        if let Some(period) = timing.unrecorded {
+            let reporting = rollbacks.clone().report_unrecorded(period);
+            tasks.spawn(stop.clone().run_until_cancelled_owned(reporting));
+        }
         let app = App::new(http::Parts {
             live,
             cache,

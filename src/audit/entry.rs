@@ -115,6 +115,9 @@ pub enum Action {
     /// The DaemonSet was deleted.
     #[serde(rename = "rollout.deleted")]
     Deleted,
+    /// The cluster shows a rollback that is not on record.
+    #[serde(rename = "rollback.unrecorded")]
+    Unrecorded,
 }
 
 /// How an entry reads at a glance.
@@ -150,6 +153,7 @@ impl Action {
             Self::Resumed => "rollout.resumed",
             Self::Superseded => "rollout.superseded",
             Self::Deleted => "rollout.deleted",
+            Self::Unrecorded => "rollback.unrecorded",
         }
     }
 }

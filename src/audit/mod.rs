@@ -11,6 +11,7 @@ mod keys;
 mod place;
 mod query;
 mod store;
+mod unrecorded;
 
 pub use chain::Head;
 pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};

@@ -11,6 +11,7 @@ mod idempotency;
 mod quota;
 mod settle;
 mod transaction;
+mod unrecorded;
 mod wait;
 
 use std::{

@@ -52,4 +52,5 @@ mod task_page;
 mod undo;
 mod undo_better;
 mod undo_states;
+mod unrecorded;
 mod who;
