@@ -412,7 +412,6 @@ mod tests {
             ("--stall-after", "0s"),
             ("--audit-retention", "23h"),
             ("--audit-retention", "1 month"),
-            ("--audit-retention", "-400d"),
             ("--drain-delay", "soon"),
             ("--auth", "oidc"),
             ("--audience", ""),

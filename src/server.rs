@@ -24,7 +24,7 @@ use crate::{
         tls::{Acceptor, Certificate, Files},
     },
     kubernetes::{
-        Cache, Live, Reviewer, Rollouts, Scope, connect,
+        Cache, Events, Live, Reviewer, Rollouts, Scope, connect,
         liveness::{Health, Liveness, ProbePace},
     },
     rollbacks::{Parts, Patience, Quota, Rollbacks},
@@ -60,6 +60,9 @@ pub struct Timing {
     pub reviews: Pace,
     pub patience: Patience,
     pub quota: Quota,
+    /// Between two looks for rollbacks that the cluster shows and the store lacks. Where several rollbackds with a
+    /// record each share a cluster, none of them has all: `None` is for those.
+    pub unrecorded: Option<Duration>,
     pub limits: Limits,
 }
 
@@ -72,6 +75,7 @@ impl Default for Timing {
             reviews: Pace::default(),
             patience: Patience::default(),
             quota: Quota::default(),
+            unrecorded: Some(Duration::from_secs(3600)),
             limits: Limits::default(),
         }
     }
@@ -191,6 +195,7 @@ impl Server {
         let rollbacks = Rollbacks::new(Parts {
             live: live.clone(),
             cache: cache.clone(),
+            events: Events::new(&live, tasks.clone()),
             store: store.clone(),
             authority: authority.clone(),
             cluster: cluster_name.clone(),
@@ -208,6 +213,10 @@ impl Server {
             let keeping = keep_password(store.clone(), at, url);
             tasks.spawn(stop.clone().run_until_cancelled_owned(keeping));
             tasks.spawn(stop.clone().run_until_cancelled_owned(rollbacks.clone().share()));
+        }
+        if let Some(period) = timing.unrecorded {
+            let reporting = rollbacks.clone().report_unrecorded(period);
+            tasks.spawn(stop.clone().run_until_cancelled_owned(reporting));
         }
         let app = App::new(http::Parts {
             live,

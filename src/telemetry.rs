@@ -137,6 +137,7 @@ pub struct Metrics {
     rollbacks: Family<Outcome, Counter>,
     open: Gauge,
     stalled: Gauge,
+    unrecorded: Gauge,
     duration: Histogram,
     staleness: Family<Kind, Gauge<f64, AtomicU64>>,
     store_errors: Counter,
@@ -197,6 +198,7 @@ impl Metrics {
             rollbacks: Family::default(),
             open: Gauge::default(),
             stalled: Gauge::default(),
+            unrecorded: Gauge::default(),
             duration: Histogram::new(exponential_buckets(0.5, 2.0, 14)),
             staleness: Family::default(),
             store_errors: Counter::default(),
@@ -213,6 +215,11 @@ impl Metrics {
         registry.register("rollbacks", "Rollbacks that have ended, by outcome", metrics.rollbacks.clone());
         registry.register("rollbacks_open", "Rollbacks that have not ended", metrics.open.clone());
         registry.register("rollouts_stalled", "Rollouts that stand still", metrics.stalled.clone());
+        registry.register(
+            "rollbacks_unrecorded",
+            "Rollbacks that the cluster shows and that are not on record",
+            metrics.unrecorded.clone(),
+        );
         registry.register_with_unit(
             "rollback_duration",
             "Time from the request of a rollback to its end",
@@ -283,6 +290,11 @@ impl Metrics {
     /// How many rollouts stand still.
     pub fn stalled_rollouts(&self, count: usize) {
         self.stalled.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// How many rollbacks the cluster shows that are not on record.
+    pub fn unrecorded_rollbacks(&self, count: usize) {
+        self.unrecorded.set(count.try_into().unwrap_or(i64::MAX));
     }
 
     /// For how long what the watches of a kind say has not been known to be true.

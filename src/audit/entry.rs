@@ -127,6 +127,9 @@ pub enum Action {
     /// Entries older than `--audit-retention` were cut off.
     #[serde(rename = "audit.cut")]
     Cut,
+    /// The cluster shows a rollback that is not on record.
+    #[serde(rename = "rollback.unrecorded")]
+    Unrecorded,
 }
 
 /// How an entry reads at a glance.
@@ -163,6 +166,7 @@ impl Action {
             Self::Superseded => "rollout.superseded",
             Self::Deleted => "rollout.deleted",
             Self::Cut => "audit.cut",
+            Self::Unrecorded => "rollback.unrecorded",
         }
     }
 }

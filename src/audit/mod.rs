@@ -16,6 +16,7 @@ mod reads;
 mod retention;
 mod schema;
 mod store;
+mod unrecorded;
 mod url;
 
 pub use chain::Head;

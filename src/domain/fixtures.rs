@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::{
+    actor::Actor,
     daemonset::{Counts, DaemonSet, UpdateStrategy},
     key::{Key, Name, Namespace},
     revision::{Revision, RevisionNumber},
+    rollback::{Origin, RevisionInfo, Rollback, RollbackState},
     template::Template,
 };
 
@@ -62,4 +66,39 @@ pub(crate) fn revision(number: i64, image: &str) -> Revision {
 /// The revision of `u1` whose ControllerRevision has this uid.
 pub(crate) fn revision_of(uid: &str, image: &str) -> Revision {
     Revision { uid: uid.into(), ..revision(1, image) }
+}
+
+/// A user without groups.
+pub(crate) fn actor(user: &str) -> Actor {
+    Actor { user: user.into(), groups: Vec::new(), uid: None }
+}
+
+/// A rollback of `u1` from revision 2 to revision 1 that jane asked for.
+pub(crate) fn rollback() -> Rollback {
+    let info = |number| RevisionInfo::of(&revision(number, "a"));
+    Rollback {
+        id: Uuid::from_u128(0x0193_6b5e_7d0a_7f43_9c7e_0000_0000_0001),
+        state: RollbackState::Requested,
+        key: daemonset("a").key,
+        uid: "u1".into(),
+        generation: None,
+        from: Some(info(2)),
+        to: info(1),
+        new_revision: None,
+        warnings: Vec::new(),
+        message: "requested".into(),
+        origin: Origin {
+            requested_by: actor("jane"),
+            on_behalf_of: None,
+            reason: Some("it crashes".into()),
+            request_id: "r1".into(),
+            source: None,
+        },
+        requested_at: Timestamp::UNIX_EPOCH,
+        ended_at: None,
+        template: template("a").fingerprint(),
+        pinned_to: None,
+        pinned_generation: 1,
+        epoch: 1,
+    }
 }

@@ -8,6 +8,7 @@ pub mod actor;
 pub mod daemonset;
 pub mod describe;
 pub mod diff;
+pub mod event;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod key;

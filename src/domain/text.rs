@@ -35,6 +35,18 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// At most `limit` bytes of a text, cut between two characters; what was cut ends in `…`. `limit` is at least
+/// the three bytes of that.
+#[must_use]
+pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
+    const MARK: &str = "…";
+    if text.len() <= limit {
+        return Cow::Borrowed(text);
+    }
+    let end = text.floor_char_boundary(limit.saturating_sub(MARK.len()));
+    Cow::Owned(format!("{}{MARK}", &text[..end]))
+}
+
 fn misleads(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -88,6 +100,16 @@ mod tests {
     fn neighbours_of_the_escaped_ranges_are_kept() {
         let text = " ~\u{a0}\u{61b}\u{61d}\u{200d}\u{2010}\u{2027}\u{202f}\u{2065}\u{206a}";
         assert_eq!(escape(text), text);
+    }
+
+    #[test]
+    fn a_text_is_cut_between_two_characters() {
+        assert!(matches!(cut("größe", 7), Cow::Borrowed("größe")));
+        assert_eq!(cut("größe", 6), "gr…");
+        assert_eq!(cut("größe", 5), "gr…");
+        assert_eq!(cut("abcdef", 5), "ab…");
+        assert_eq!(cut("🚀🚀", 7), "🚀…");
+        assert_eq!(cut("🚀🚀", 6), "…");
     }
 
     #[test]

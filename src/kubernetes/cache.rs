@@ -205,6 +205,31 @@ impl Cache {
         History::of(daemonset, selected(daemonset, found.map(|observed| (*observed).clone())))
     }
 
+    /// The ids of rollbacks, as they stand on DaemonSets and on what these control: key and uid of the DaemonSet, and
+    /// the id as text, which anybody may have written.
+    #[must_use]
+    pub fn shown_rollbacks(&self) -> Vec<(Key, String, String)> {
+        let daemonsets: Vec<Arc<ObservedDaemonSet>> = self.daemonsets.iter().flat_map(Store::state).collect();
+        let by_uid: HashMap<&str, &Key> = daemonsets
+            .iter()
+            .map(|observed| (observed.daemonset.uid.as_str(), &observed.daemonset.key))
+            .collect();
+        let revisions = self.revisions.iter().flat_map(Store::state);
+        let on_revisions = revisions.filter_map(|observed| {
+            let Revision { owner, rollback, .. } = &observed.revision;
+            let (uid, id) = owner.as_ref().zip(rollback.as_ref())?;
+            let key = *by_uid.get(uid.as_str())?;
+            // Whoever may write them in one namespace says nothing of another.
+            let (namespace, _) = observed.place()?;
+            (namespace == key.namespace).then(|| (key.clone(), uid.clone(), id.clone()))
+        });
+        let on_daemonsets = daemonsets.iter().filter_map(|observed| {
+            let DaemonSet { key, uid, .. } = observed.daemonset.as_ref();
+            Some((key.clone(), uid.clone(), observed.daemonset.rollback_id()?.to_owned()))
+        });
+        on_revisions.chain(on_daemonsets).collect()
+    }
+
     /// The revisions of several DaemonSets, found in one pass over the cache.
     #[must_use]
     pub fn histories<'a>(&self, daemonsets: impl IntoIterator<Item = &'a DaemonSet>) -> Vec<History> {

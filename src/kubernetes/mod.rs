@@ -9,6 +9,7 @@
 pub mod cache;
 pub mod connect;
 pub mod error;
+pub mod events;
 mod grant;
 pub mod live;
 pub mod liveness;
@@ -21,6 +22,7 @@ mod transport;
 
 pub use cache::{Cache, Scope};
 pub use error::{ClusterError, Delivery};
+pub use events::Events;
 pub use grant::Grant;
 pub use live::Live;
 pub use review::Reviewer;

@@ -13,6 +13,7 @@ mod idempotency;
 mod quota;
 mod settle;
 mod transaction;
+mod unrecorded;
 mod wait;
 
 use std::{
@@ -42,7 +43,7 @@ use crate::{
         revision::RevisionNumber,
         rollback::{Origin, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState, Warning},
     },
-    kubernetes::{Cache, ClusterError, Grant, Live},
+    kubernetes::{Cache, ClusterError, Events, Grant, Live},
     telemetry::{Metrics, causes},
 };
 
@@ -75,6 +76,7 @@ impl Default for Patience {
 pub struct Parts {
     pub live: Live,
     pub cache: Arc<Cache>,
+    pub events: Events,
     pub store: Store,
     pub authority: Authority,
     /// `--cluster-name`.
@@ -400,6 +402,7 @@ impl Inner {
         let entry = Entry::of_rollback(rollback, action, self.parts.cluster.clone(), now());
         self.parts.store.advance(before, rollback, Some(&entry)).await?;
         self.announce(rollback);
+        self.parts.events.tell(rollback, now());
         Ok(())
     }
 
@@ -416,6 +419,7 @@ impl Inner {
                 // The write before this one was reported as failed and has been made all the same.
                 Err(StoreError::Moved { .. }) if self.is_recorded(rollback).await => {
                     self.announce(rollback);
+                    self.parts.events.tell(rollback, now());
                     return Ok(());
                 }
                 Err(StoreError::Moved { id, .. }) => {

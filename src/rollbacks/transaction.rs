@@ -97,6 +97,7 @@ impl Inner {
                 self.begin(&rollback, Action::Requested, idempotency).await?;
                 fail_point!("recorded");
                 self.announce(&rollback);
+                self.parts.events.tell(&rollback, rollback.requested_at);
                 self.make(grant, daemonset, &plan, rollback, turn).await
             }
         }

@@ -1,5 +1,5 @@
 //! The Kubernetes requests that rollbackd makes, and no others: get, list, watch, the strategic merge patch
-//! of a rollback, the review of rollbackd's own rights. It stands under `kube::Client` and has no port.
+//! of a rollback, the review of rollbackd's own rights, the creation of an Event. It stands under `kube::Client` and has no port.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,13 +19,17 @@ use tokio::time::Instant;
 use super::{
     Sandbox, Unsimulated, daemonset,
     selector::Selector,
-    world::{Change, Event, Id, Kind, TooOld, whole_seconds},
+    world::{Change, Due, Event, Id, Kind, TooOld, whole_seconds},
 };
 
 /// The Kubernetes version that it says it is: the oldest that rollbackd supports.
 const VERSION: &str = "v1.33.0";
 /// Between two bookmarks of a watch.
 const BOOKMARK: Duration = Duration::from_secs(10);
+/// For how many seconds an Event is kept (`--event-ttl`).
+const EVENT_TTL: f64 = 3_600.0;
+/// Longest note of an Event, in bytes.
+const NOTE: usize = 1_024;
 
 /// All routes.
 pub fn router(sandbox: Sandbox, unsimulated: Unsimulated) -> Router {
@@ -35,6 +39,7 @@ pub fn router(sandbox: Sandbox, unsimulated: Unsimulated) -> Router {
         .route(&format!("{apps}/{{plural}}"), get(list_all))
         .route(&format!("{apps}/namespaces/{{namespace}}/{{plural}}"), get(list))
         .route(&format!("{apps}/namespaces/{{namespace}}/{{plural}}/{{name}}"), get(read).patch(patch))
+        .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(event))
         .route("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", post(review))
         .method_not_allowed_fallback(unknown)
         .fallback(unknown)
@@ -123,6 +128,7 @@ fn plural(kind: Kind) -> &'static str {
         Kind::ControllerRevision => "controllerrevisions",
         Kind::Pod => "pods",
         Kind::Node => "nodes",
+        Kind::Event => "events",
     }
 }
 
@@ -426,4 +432,62 @@ fn replaced(mut template: Map<String, Value>) -> Option<Value> {
 async fn review(Json(mut review): Json<Value>) -> (StatusCode, Json<Value>) {
     review["status"] = json!({"allowed": true});
     (StatusCode::CREATED, Json(review))
+}
+
+/// The fields that an Event of rollbackd's has; all are required.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct NewEvent {
+    api_version: String,
+    kind: String,
+    metadata: EventMetadata,
+    #[serde(rename = "eventTime")]
+    _time: jiff::Timestamp,
+    r#type: String,
+    reason: String,
+    action: String,
+    note: String,
+    regarding: Map<String, Value>,
+    reporting_controller: String,
+    reporting_instance: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventMetadata {
+    name: String,
+    namespace: String,
+}
+
+/// Takes an Event. Nobody acts on it.
+async fn event(
+    State(served): State<Served>,
+    Path(namespace): Path<String>,
+    uri: Uri,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), Failure> {
+    let refuse = |why: &str| served.refuse(&Method::POST, &uri, why);
+    let object: Value = serde_json::from_slice(&body).map_err(|error| refuse(&error.to_string()))?;
+    let new = NewEvent::deserialize(&object).map_err(|error| refuse(&error.to_string()))?;
+    let short = [&new.reason, &new.action, &new.reporting_controller, &new.reporting_instance];
+    let valid = (new.api_version.as_str(), new.kind.as_str()) == ("events.k8s.io/v1", "Event")
+        && new.metadata.namespace == namespace
+        && new.regarding["namespace"] == namespace
+        && ["Normal", "Warning"].contains(&new.r#type.as_str())
+        && short.iter().all(|text| (1..=128).contains(&text.len()))
+        && new.note.len() <= NOTE;
+    if !valid {
+        let message = format!("Event \"{}\" is invalid", new.metadata.name);
+        return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message));
+    }
+    let id = Id::new(Kind::Event, &namespace, &new.metadata.name);
+    served.sandbox.with(|world| {
+        if world.get(&id).is_some() {
+            let message = format!("events.events.k8s.io \"{}\" already exists", id.name);
+            return Err(Failure::new(StatusCode::CONFLICT, "AlreadyExists", message));
+        }
+        let created = world.create(Kind::Event, object);
+        world.plan(EVENT_TTL, Due::Forget(id));
+        Ok((StatusCode::CREATED, Json(Value::clone(&created))))
+    })
 }

@@ -201,6 +201,7 @@ fn advance(world: &mut World, until: Timestamp) {
         match due {
             Due::Sync(daemonset) => controller::sync(world, &daemonset),
             Due::Pod(pod, step) => kubelet::act(world, &pod, step),
+            Due::Forget(event) => world.remove(&event),
         }
     }
 }

@@ -24,6 +24,7 @@ pub enum Kind {
     ControllerRevision,
     Pod,
     Node,
+    Event,
 }
 
 /// Which object.
@@ -59,6 +60,8 @@ pub enum Due {
     Sync(Id),
     /// The kubelet takes a pod one step on.
     Pod(Id, PodStep),
+    /// An Event has been kept for long enough.
+    Forget(Id),
 }
 
 /// The steps of a pod's life.
@@ -212,6 +215,7 @@ impl World {
                     self.sync_after(LAG, Id::new(Kind::DaemonSet, &id.namespace, owner));
                 }
             }
+            Kind::Event => {}
             Kind::Node => {
                 let all: Vec<Id> = self.list(Kind::DaemonSet).map(|(id, _)| id.clone()).collect();
                 all.into_iter().for_each(|id| self.sync_after(LAG, id));

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use rollbackd::server::Timing;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -13,7 +12,7 @@ use crate::{
         api::{Answer, Api},
         controlplane::ControlPlane,
         raw,
-        rollbackd::{Rollbackd, Setup},
+        rollbackd::{Rollbackd, Setup, timing},
         space::Space,
     },
 };
@@ -232,7 +231,7 @@ async fn a_body_over_64_kib_is_refused_however_it_is_sent() {
 #[tokio::test]
 async fn a_body_that_trickles_in_is_given_up() {
     let (space, path) = two_revisions().await;
-    let mut timing = Timing::default();
+    let mut timing = timing();
     timing.limits.body = Duration::from_secs(1);
     let rollbackd = Rollbackd::start_with(Setup { timing, ..Setup::new(ControlPlane::shared()) }).await;
     let before = spec(&space).await;

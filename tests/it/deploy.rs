@@ -74,8 +74,12 @@ async fn an_installation_has_the_rights_that_are_used_and_no_others() {
         "subjectaccessreviews.authorization.k8s.io [] [] [create]",
         "tokenreviews.authentication.k8s.io [] [] [create]",
     ];
-    let served =
-        ["controllerrevisions.apps [] [] [list watch]", "daemonsets.apps [] [] [get list watch patch]"];
+    let served = [
+        "controllerrevisions.apps [] [] [list watch]",
+        "daemonsets.apps [] [] [get list watch patch]",
+        "events.events.k8s.io [] [] [create]",
+    ];
+    let all = lines([reviews[0], reviews[1], served[0], served[1], served[2]]);
 
     // For one namespace: nothing in any other. What another installation has bound is not looked at here.
     kubectl.ok(&["delete", "clusterrolebinding", "rollbackd", "--ignore-not-found"]).await;
@@ -85,20 +89,14 @@ async fn an_installation_has_the_rights_that_are_used_and_no_others() {
         if rights == lines(reviews) { Ok(()) } else { Err(rights) }
     })
     .await;
-    assert_eq!(
-        rights(&kubectl, &itself, "default").await,
-        lines([reviews[0], reviews[1], served[0], served[1]])
-    );
+    assert_eq!(rights(&kubectl, &itself, "default").await, all);
     let deployment = kubectl.get("deployment", "rollbackd").await;
     let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
     assert!(env.contains(&json!({"name": "ROLLBACKD_NAMESPACE", "value": "default"})), "{env:?}");
 
     // For all.
     apply(&control_plane, "-k", "overlays/sqlite").await;
-    assert_eq!(
-        rights(&kubectl, &itself, "kube-system").await,
-        lines([reviews[0], reviews[1], served[0], served[1]])
-    );
+    assert_eq!(rights(&kubectl, &itself, "kube-system").await, all);
 
     // Its pod passes Pod Security, quota and priority; only the volume is missing here.
     let pod = until("the Deployment's pod", async || {
@@ -125,6 +123,9 @@ async fn an_installation_has_the_rights_that_are_used_and_no_others() {
     let path =
         format!("/api/v1/namespaces/rollbackd/pods/{}/eviction", pod["metadata"]["name"].as_str().unwrap());
     kubectl.feed(&["create", "--raw", &path, "-f", "-"], &eviction).await;
+
+    // Pod Security lets the pod in that copies the store, without a warning.
+    apply(&control_plane, "-f", "examples/backup/sqlite.yaml").await;
 
     the_roles_for_callers(&control_plane, &kubectl).await;
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     controlplane::ControlPlane,
-    rollbackd::{Rollbackd, Setup},
+    rollbackd::{Rollbackd, Setup, timing},
     space::Space,
     twins::Twins,
     wait::until,
@@ -19,7 +19,7 @@ fn image(daemonset: &Value) -> &Value {
 
 fn setup(control_plane: &ControlPlane, recording: Duration) -> Setup<'_> {
     let patience = Patience { recording, ..Patience::default() };
-    Setup { timing: Timing { patience, ..Timing::default() }, ..Setup::new(control_plane) }
+    Setup { timing: Timing { patience, ..timing() }, ..Setup::new(control_plane) }
 }
 
 #[tokio::test]

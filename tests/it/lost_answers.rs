@@ -16,7 +16,7 @@ use crate::support::{
     api::Answer,
     controlplane::ControlPlane,
     faults::{self, Fault},
-    rollbackd::{Rollbackd, Setup},
+    rollbackd::{Rollbackd, Setup, timing},
     space::Space,
     wait::until,
 };
@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 
 async fn rollbackd(control_plane: &ControlPlane, settling: Duration) -> Rollbackd {
     let patience = Patience { settling, ..Patience::default() };
-    let timing = Timing { api: DEADLINE, patience, ..Timing::default() };
+    let timing = Timing { api: DEADLINE, patience, ..timing() };
     Rollbackd::start_with(Setup { timing, ..Setup::new(control_plane) }).await
 }
 

@@ -110,6 +110,7 @@ impl Hand {
             }
             "pod" | "pods" => (Kind::Pod, self.namespace.as_str()),
             "node" | "nodes" | "Node" => (Kind::Node, ""),
+            "events.events.k8s.io" => (Kind::Event, self.namespace.as_str()),
             _ => return Err(NotHere),
         };
         Ok(Id::new(kind, namespace, name))

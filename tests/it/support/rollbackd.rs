@@ -55,12 +55,17 @@ pub struct Setup<'a> {
     pub store: Option<&'a Path>,
 }
 
+/// The usual times. Many tests share a cluster, each with a record of its own.
+pub fn timing() -> Timing {
+    Timing { unrecorded: None, ..Timing::default() }
+}
+
 impl<'a> Setup<'a> {
     pub fn new(control_plane: &'a ControlPlane) -> Self {
         Self {
             control_plane,
             flags: &[],
-            timing: Timing::default(),
+            timing: timing(),
             user: account::USER,
             auth: "none",
             faults: Faults::default(),
@@ -72,15 +77,15 @@ impl<'a> Setup<'a> {
 impl<'a> Setup<'a> {
     /// With the cluster's authentication and RBAC, and reviews that are remembered only for moments.
     pub fn guarded(control_plane: &'a ControlPlane) -> Self {
-        let mut timing = Timing::default();
-        timing.reviews = Pace {
+        let mut setup = Self::new(control_plane);
+        setup.timing.reviews = Pace {
             yes: Duration::from_millis(200),
             no: Duration::from_millis(100),
             again: Duration::from_millis(400),
             patience: Duration::from_secs(2),
-            ..timing.reviews
+            ..setup.timing.reviews
         };
-        Self { auth: "kubernetes", timing, ..Self::new(control_plane) }
+        Self { auth: "kubernetes", ..setup }
     }
 }
 
