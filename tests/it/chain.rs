@@ -675,11 +675,14 @@ async fn retention_cuts_the_old_end_and_the_rest_is_whole() {
     // Who cuts more than the audit says, or says nothing, is found out.
     let cut_more = "DELETE FROM audit WHERE sequence = 2410";
     let says_nothing = "DELETE FROM audit WHERE sequence > 2500; UPDATE audit_head SET (sequence, hash) = (SELECT sequence, hash FROM audit WHERE sequence = 2500)";
-    for (sql, what) in [
+    for (number, (sql, what)) in [
         (cut_more, "entries 1 to 2410 are missing before it, and the last cut was up to entry 2409"),
         (says_nothing, "entries 1 to 2409 are missing before it"),
-    ] {
-        let copy = folder.path().join("copy.db");
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let copy = folder.path().join(format!("{number}.db"));
         std::fs::copy(&path, &copy).unwrap();
         let mut tampered = without_triggers(&copy).await;
         run(&mut tampered, sql.to_owned()).await;
