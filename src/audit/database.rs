@@ -132,8 +132,9 @@ impl Database {
     }
 
     pub async fn close(&self) {
-        self.pulse.close().await;
+        // Last the one that writes: it brings what is in SQLite's log into the file.
         self.read.close().await;
+        self.pulse.close().await;
         self.write.close().await;
     }
 }
