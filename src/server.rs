@@ -40,6 +40,8 @@ const MAX_HEADER: usize = 64 * 1024;
 const FINISH: Duration = Duration::from_secs(20);
 /// Between two lines of the log that tell the audit's head, if it has moved.
 const HEAD_PERIOD: Duration = Duration::from_secs(3600);
+/// For the store to be left in order.
+const PARTING: Duration = Duration::from_secs(4);
 /// For the last bytes of answers to leave.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
@@ -194,7 +196,7 @@ impl Server {
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
-        rollbacks.resume().await.context("the audit store can't be read")?;
+        rollbacks.resume().await.with_context(|| format!("--store {url}"))?;
         if store.is_shared() {
             tasks.spawn(stop.clone().run_until_cancelled_owned(rollbacks.clone().share()));
         }
@@ -279,13 +281,9 @@ impl Server {
         // What is left are connections without a request, and the last bytes of answers.
         let _ = tokio::time::timeout(LAST_BYTES, serving).await;
         handle.shutdown();
-        if let Ok(head) = self.store.head().await {
-            log_head(&head);
+        if tokio::time::timeout(PARTING, part(&self.store)).await.is_err() {
+            tracing::warn!("the store does not answer; what was followed here is others' in a few seconds");
         }
-        if let Err(error) = self.store.release().await {
-            tracing::warn!(error = %causes(&error), "others wait until what was followed here is theirs");
-        }
-        self.store.close().await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -304,6 +302,17 @@ async fn tell_head(store: Store) {
             told = Some(head);
         }
     }
+}
+
+/// Leaves the store to others.
+async fn part(store: &Store) {
+    if let Ok(head) = store.head().await {
+        log_head(&head);
+    }
+    if let Err(error) = store.release().await {
+        tracing::warn!(error = %causes(&error), "others wait until what was followed here is theirs");
+    }
+    store.close().await;
 }
 
 fn log_head(head: &Head) {

@@ -45,7 +45,7 @@ impl Rollbacks {
     }
 
     async fn beat(&self) -> Result<(), StoreError> {
-        self.inner.parts.store.renew().await?;
+        self.inner.parts.store.renew(&self.inner.known(Followed::Here)).await?;
         self.resume().await?;
         self.inner.keep_up().await
     }
@@ -71,14 +71,17 @@ impl Rollbacks {
 }
 
 impl Inner {
+    /// The open rollbacks that are followed here, or elsewhere.
+    fn known(&self, followed: Followed) -> Vec<Uuid> {
+        let open = self.open();
+        let these = open.iter().filter(|(_, feed)| feed.followed == followed);
+        these.map(|(id, _)| *id).collect()
+    }
+
     /// Shows what the others have done since.
     async fn keep_up(&self) -> Result<(), StoreError> {
         let store = &self.parts.store;
-        let known: Vec<Uuid> = {
-            let open = self.open();
-            let elsewhere = open.iter().filter(|(_, feed)| feed.followed == Followed::Elsewhere);
-            elsewhere.map(|(id, _)| *id).collect()
-        };
+        let known = self.known(Followed::Elsewhere);
         let open = store.open_rollbacks().await?;
         open.iter().filter(|open| !open.mine).for_each(|open| self.learn(&open.rollback));
         for ended in known.into_iter().filter(|id| open.iter().all(|open| open.rollback.id != *id)) {
@@ -104,9 +107,11 @@ impl Inner {
         }
     }
 
-    /// Another replica follows a rollback from now on.
-    pub(super) fn leave(&self, id: &Uuid) {
-        if let Some(feed) = self.open().get_mut(id) {
+    /// Another replica follows a rollback from now on; or this one does, as of a later epoch.
+    pub(super) fn leave(&self, rollback: &Rollback) {
+        if let Some(feed) = self.open().get_mut(&rollback.id)
+            && feed.states.borrow().epoch <= rollback.epoch
+        {
             feed.followed = Followed::Elsewhere;
         }
     }
