@@ -45,6 +45,8 @@ const HEAD_PERIOD: Duration = Duration::from_secs(3600);
 const PASSWORD_PERIOD: Duration = Duration::from_secs(10);
 /// Between two looks for entries that need not be kept any more.
 const CUT_PERIOD: Duration = Duration::from_secs(3600);
+/// For the store to be left in order.
+const PARTING: Duration = Duration::from_secs(4);
 /// For the last bytes of answers to leave.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
@@ -205,7 +207,7 @@ impl Server {
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
-        rollbacks.resume().await.context("the audit store can't be read")?;
+        rollbacks.resume().await.with_context(|| format!("--store {url}"))?;
         if let Some(kept) = audit_retention {
             tasks.spawn(stop.clone().run_until_cancelled_owned(cut_audit(store.clone(), kept)));
         }
@@ -299,13 +301,9 @@ impl Server {
         // What is left are connections without a request, and the last bytes of answers.
         let _ = tokio::time::timeout(LAST_BYTES, serving).await;
         handle.shutdown();
-        if let Ok(head) = self.store.head().await {
-            log_head(&head);
+        if tokio::time::timeout(PARTING, part(&self.store)).await.is_err() {
+            tracing::warn!("the store does not answer; what was followed here is others' in a few seconds");
         }
-        if let Err(error) = self.store.release().await {
-            tracing::warn!(error = %causes(&error), "others wait until what was followed here is theirs");
-        }
-        self.store.close().await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -363,6 +361,17 @@ async fn cut_audit(store: Store, kept: SignedDuration) {
             }
         }
     }
+}
+
+/// Leaves the store to others.
+async fn part(store: &Store) {
+    if let Ok(head) = store.head().await {
+        log_head(&head);
+    }
+    if let Err(error) = store.release().await {
+        tracing::warn!(error = %causes(&error), "others wait until what was followed here is theirs");
+    }
+    store.close().await;
 }
 
 fn log_head(head: &Head) {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     database::Engine,
-    reads::{Recorded, read},
+    reads::{Recorded, in_time, read},
     store::within_deadline,
 };
 use crate::domain::rollback::Rollback;
@@ -45,12 +45,6 @@ impl Store {
         format!("{} + {}", self.database.engine.now(), LEASE.as_millis())
     }
 
-    /// Whether what failed with this error may have been written all the same.
-    #[must_use]
-    pub fn may_have_written(&self, error: &StoreError) -> bool {
-        self.database.may_have_written(error)
-    }
-
     /// Takes open rollbacks that nobody holds any more, oldest first.
     ///
     /// # Errors
@@ -76,13 +70,17 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Gives a sign of life.
+    /// Gives a sign of life for these rollbacks. What is recorded as this process's and that it knows nothing of,
+    /// such as a record whose write was reported as failed, runs out, and is taken up like any other.
     ///
     /// # Errors
     /// The leases go on running out.
-    pub async fn renew(&self) -> Result<(), StoreError> {
-        let lease = self.lease();
-        self.set_lease(&lease).await
+    pub async fn renew(&self, rollbacks: &[Uuid]) -> Result<(), StoreError> {
+        if rollbacks.is_empty() {
+            return Ok(());
+        }
+        let these: Vec<String> = rollbacks.iter().map(|id| format!("'{id}'")).collect();
+        self.set_lease(&self.lease(), &format!("id IN ({})", these.join(", "))).await
     }
 
     /// Gives up what this process holds, so that others need not wait for it.
@@ -90,11 +88,11 @@ impl Store {
     /// # Errors
     /// They have to.
     pub async fn release(&self) -> Result<(), StoreError> {
-        self.set_lease("0").await
+        self.set_lease("0", "open").await
     }
 
-    async fn set_lease(&self, lease: &str) -> Result<(), StoreError> {
-        let sql = format!("UPDATE rollbacks SET lease = {lease} WHERE open AND holder = $1");
+    async fn set_lease(&self, lease: &str, which: &str) -> Result<(), StoreError> {
+        let sql = format!("UPDATE rollbacks SET lease = {lease} WHERE {which} AND open AND holder = $1");
         within_deadline(async {
             sqlx::query(AssertSqlSafe(sql)).bind(&self.holder).execute(&self.database.pulse).await?;
             Ok(())
@@ -107,10 +105,8 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn open_rollbacks(&self) -> Result<Vec<Open>, StoreError> {
-        let rows: Vec<(String, i64, String)> =
-            sqlx::query_as("SELECT record, epoch, holder FROM rollbacks WHERE open ORDER BY id")
-                .fetch_all(&self.database.pulse)
-                .await?;
+        let query = sqlx::query_as("SELECT record, epoch, holder FROM rollbacks WHERE open ORDER BY id");
+        let rows: Vec<(String, i64, String)> = in_time(query.fetch_all(&self.database.pulse)).await?;
         let open = rows.into_iter().map(|(record, epoch, holder)| {
             let rollback = read((record, epoch))?;
             Ok(Open { rollback, mine: holder == self.holder })

@@ -15,7 +15,6 @@ use std::{
 use sqlx::{
     Any, AnyConnection, AnyPool, Connection as _, Transaction,
     any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers},
-    pool::PoolOptions,
     raw_sql,
     sqlite::SqliteConnectOptions,
 };
@@ -25,11 +24,15 @@ use super::{StoreError, StoreUrl, place::Place, schema};
 /// How long a write may wait for its turn before the store counts as failed.
 pub(super) const TURN: Duration = Duration::from_secs(5);
 
+/// How long a connection that was idle may take to show that it is alive.
+const ALIVE: Duration = Duration::from_secs(1);
+
 /// Most connections for writing, and as many for reading.
 const CONNECTIONS: u32 = 4;
 
-/// Each write durable when it is answered.
-const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000";
+/// Each write durable when it is answered. While the disk can only be read SQLite opens the file all the same, and
+/// that connection could never write, so that it is no use.
+const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE; ROLLBACK";
 const SQLITE_READER: &str = "PRAGMA busy_timeout = 5000";
 /// A replica that hangs in a transaction, or whose statement does, must not keep the others from the chain's
 /// head. A server set up to lose the last commits in a crash is asked not to, for these sessions; a stricter
@@ -40,6 +43,11 @@ const POSTGRES_SESSION: &str = "
     SET lock_timeout = '5s';
     SET idle_in_transaction_session_timeout = '5s';
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// After a failover an old connection may lead to a server that has become a standby.
+const IS_PRIMARY: &str = "SELECT NOT pg_is_in_recovery()";
+/// A session that was begun while the database could only be read stays so when it can be written again.
+const WRITES: &str = "SELECT current_setting('transaction_read_only') = 'off'";
 
 /// Which database it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,17 +115,6 @@ impl Database {
         }
     }
 
-    /// Whether what failed with this error may have been written all the same. SQLite says so when it has not;
-    /// PostgreSQL may have committed before the connection broke.
-    pub fn may_have_written(&self, error: &StoreError) -> bool {
-        match error {
-            StoreError::Silent => true,
-            StoreError::Database(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => false,
-            StoreError::Database(_) => self.engine == Engine::Postgres,
-            _ => false,
-        }
-    }
-
     pub async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
         Ok(self.write.begin_with(self.engine.begin()).await?)
     }
@@ -131,11 +128,15 @@ impl Database {
         Ok(())
     }
 
+    /// Closes all connections, or leaves those behind that do not answer.
     pub async fn close(&self) {
-        // Last the one that writes: it brings what is in SQLite's log into the file.
-        self.read.close().await;
-        self.pulse.close().await;
-        self.write.close().await;
+        let closing = async {
+            self.read.close().await;
+            // The last connection to SQLite's file puts all into it that stands beside it; one that only reads can't.
+            self.pulse.close().await;
+            self.write.close().await;
+        };
+        let _ = tokio::time::timeout(TURN, closing).await;
     }
 }
 
@@ -162,15 +163,22 @@ async fn sqlite(text: &str, in_memory: bool) -> Result<Database, StoreError> {
     let file = (!in_memory).then(|| options.get_filename().to_owned());
     let lock = file.as_deref().map(lock).transpose()?;
     let with_mode = |mode| if in_memory { text.to_owned() } else { with_mode(text, mode) };
-    // One writer: a transaction that reads first and then writes can't meet another's write.
-    let write = pool(1).min_connections(1).idle_timeout(None).max_lifetime(None);
-    let write = in_each_session(write, SQLITE_WRITER).connect(&with_mode("rwc")).await?;
+    if !in_memory {
+        // Once by itself, so that it is told what is wrong; a pool would try again, and then tell that it took long.
+        let mut alone = AnyConnection::connect(&with_mode("rwc")).await?;
+        raw_sql(SQLITE_WRITER).execute(&mut alone).await?;
+        alone.close().await?;
+    }
+    // One writer: a transaction that reads first and then writes can't meet another's write. Connections that are
+    // kept open need no room on the disk to be opened again.
+    let kept = |most| pool(most).min_connections(1).idle_timeout(None).max_lifetime(None);
+    let write = in_each_session(kept(1), SQLITE_WRITER).connect(&with_mode("rwc")).await?;
     schema::bring_up_to_date(Engine::Sqlite, &mut *write.acquire().await?).await?;
     let read = if in_memory {
         // Another connection to it would meet the locks of a shared cache.
         write.clone()
     } else {
-        in_each_session(pool(2), SQLITE_READER).connect(&with_mode("ro")).await?
+        in_each_session(kept(2), SQLITE_READER).connect(&with_mode("ro")).await?
     };
     let place = file.as_deref().map(Place::of).transpose().map_err(sqlx::Error::Io)?;
     let pulse = write.clone();
@@ -183,21 +191,33 @@ async fn postgres(url: &str) -> Result<Database, StoreError> {
     let mut connection = connect.map_err(|_| StoreError::Silent)??;
     schema::bring_up_to_date(Engine::Postgres, &mut connection).await?;
     connection.close().await?;
-    let connect = |connections| {
-        let pool = pool(connections).test_before_acquire(false).before_acquire(|connection, _| {
-            // After a failover an old connection may lead to a server that only reads.
-            let primary =
-                sqlx::query_scalar::<_, bool>("SELECT NOT pg_is_in_recovery()").fetch_one(connection);
-            Box::pin(primary)
+    let connect = |connections, still_good: &'static str| {
+        let pool = pool(connections).test_before_acquire(false).before_acquire(move |connection, _| {
+            let asking = sqlx::query_scalar::<_, bool>(still_good).fetch_one(connection);
+            // A new one is opened instead of one that is silent, while there is still time for it.
+            let answer = tokio::time::timeout(ALIVE, asking);
+            Box::pin(async move { answer.await.map_err(|_| sqlx::Error::PoolTimedOut)? })
         });
         in_each_session(pool, POSTGRES_SESSION).connect(url)
     };
-    let (write, read, pulse) = (connect(CONNECTIONS).await?, connect(CONNECTIONS).await?, connect(1).await?);
+    let write = connect(CONNECTIONS, WRITES).await?;
+    let read = connect(CONNECTIONS, IS_PRIMARY).await?;
+    let pulse = connect(1, WRITES).await?;
     Ok(Database { engine: Engine::Postgres, write, read, pulse, place: None, _lock: Arc::default() })
 }
 
 fn pool(connections: u32) -> AnyPoolOptions {
-    PoolOptions::new().max_connections(connections).acquire_timeout(TURN)
+    let pool = AnyPoolOptions::new().max_connections(connections).acquire_timeout(TURN);
+    pool.after_release(|connection, _| {
+        Box::pin(async move {
+            // One whose server has gone without a word would be waited for until TCP gives it up, and there are only
+            // a few.
+            tokio::time::timeout(TURN, connection.ping()).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+            // When the disk fails SQLite itself ends a transaction, which sqlx goes on counting as begun: no other
+            // one could ever be begun on this connection.
+            Ok(!connection.is_in_transaction())
+        })
+    })
 }
 
 fn in_each_session(pool: AnyPoolOptions, sql: &'static str) -> AnyPoolOptions {

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use sqlx::{Any, Transaction};
 use uuid::Uuid;
 
-use super::{Store, StoreError, time_text};
+use super::{Store, StoreError, reads::in_time, time_text};
 
 /// For how long a key is kept at least.
 pub const KEPT: SignedDuration = SignedDuration::from_hours(24);
@@ -35,11 +35,9 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn used_key(&self, id: &str) -> Result<Option<UsedKey>, StoreError> {
+        let query = sqlx::query_as("SELECT request, rollback, answer FROM idempotency_keys WHERE id = $1");
         let row: Option<(String, String, Option<String>)> =
-            sqlx::query_as("SELECT request, rollback, answer FROM idempotency_keys WHERE id = $1")
-                .bind(id)
-                .fetch_optional(&self.database.read)
-                .await?;
+            in_time(query.bind(id).fetch_optional(&self.database.read)).await?;
         let used = row.map(|(request, rollback, answer)| {
             let rollback = Uuid::try_parse(&rollback).map_err(|error| sqlx::Error::Decode(error.into()))?;
             Ok(UsedKey { request, rollback, answer })

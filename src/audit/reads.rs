@@ -5,7 +5,10 @@ use std::collections::HashSet;
 use sqlx::{Any, Arguments as _, AssertSqlSafe, Encode, FromRow, Type, any::AnyArguments};
 use uuid::Uuid;
 
-use super::{Entry, EntryFilter, Head, Order, RollbackFilter, Sequence, Store, StoreError, time_text};
+use super::{
+    Entry, EntryFilter, Head, Order, RollbackFilter, Sequence, Store, StoreError, store::within_deadline,
+    time_text,
+};
 use crate::domain::{key::Namespace, rollback::Rollback};
 
 /// A rollback as it is stored: its record, and the epoch of its holder.
@@ -14,6 +17,11 @@ pub(super) type Recorded = (String, i64);
 /// Reads a stored rollback. Taking it over moves the epoch and leaves the record as it is.
 pub(super) fn read((record, epoch): Recorded) -> Result<Rollback, StoreError> {
     Ok(Rollback { epoch, ..serde_json::from_str(&record)? })
+}
+
+/// Waits for what is read, and not for ever: a server that hangs answers nobody.
+pub(super) async fn in_time<T>(reading: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
+    within_deadline(async { Ok(reading.await?) }).await
 }
 
 /// A SELECT whose conditions come one by one. sqlx's own builder writes placeholders that PostgreSQL does
@@ -57,7 +65,7 @@ impl Select {
     {
         // Its parts are constants, its values are bound.
         let query = sqlx::query_as_with(AssertSqlSafe(self.sql), self.arguments);
-        Ok(query.fetch_all(&store.database.read).await?)
+        in_time(query.fetch_all(&store.database.read)).await
     }
 }
 
@@ -67,10 +75,8 @@ impl Store {
     /// # Errors
     /// When the database fails; a rollback that does not exist is `None`.
     pub async fn rollback(&self, id: Uuid) -> Result<Option<Rollback>, StoreError> {
-        let recorded: Option<Recorded> = sqlx::query_as("SELECT record, epoch FROM rollbacks WHERE id = $1")
-            .bind(id.to_string())
-            .fetch_optional(&self.database.read)
-            .await?;
+        let query = sqlx::query_as("SELECT record, epoch FROM rollbacks WHERE id = $1").bind(id.to_string());
+        let recorded: Option<Recorded> = in_time(query.fetch_optional(&self.database.read)).await?;
         recorded.map(read).transpose()
     }
 
@@ -110,7 +116,9 @@ impl Store {
         select.and("time >=", filter.since.map(time_text));
         select.and("time <", filter.until.map(time_text));
         if let Some(namespaces) = &filter.within {
-            let places: Vec<_> = namespaces.iter().map(|name| select.bind(name.to_string())).collect();
+            // A list in SQL has one item at least; no namespace is called "".
+            let names = namespaces.iter().map(ToString::to_string).chain([String::new()]);
+            let places: Vec<_> = names.map(|name| select.bind(name)).collect();
             select.push(&format!(" AND namespace IN ({})", places.join(", ")));
         }
         match order {
@@ -133,8 +141,8 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn head(&self) -> Result<Head, StoreError> {
-        let (sequence, hash) =
-            sqlx::query_as("SELECT sequence, hash FROM audit_head").fetch_one(&self.database.read).await?;
+        let query = sqlx::query_as("SELECT sequence, hash FROM audit_head");
+        let (sequence, hash) = in_time(query.fetch_one(&self.database.read)).await?;
         Ok(Head { sequence, hash })
     }
 
@@ -143,8 +151,8 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn namespaces(&self) -> Result<HashSet<Namespace>, StoreError> {
-        let names: Vec<String> =
-            sqlx::query_scalar("SELECT DISTINCT namespace FROM audit").fetch_all(&self.database.read).await?;
+        let query = sqlx::query_scalar("SELECT DISTINCT namespace FROM audit");
+        let names: Vec<String> = in_time(query.fetch_all(&self.database.read)).await?;
         Ok(names.iter().filter_map(|name| Namespace::parse(name).ok()).collect())
     }
 }

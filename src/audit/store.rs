@@ -44,7 +44,8 @@ pub enum StoreError {
     /// The text after `--store` is of no known form.
     #[error("expected sqlite:PATH or postgres://…")]
     Url,
-    /// The database failed: disk full, read-only, corrupt, locked, out of reach. Nothing was written.
+    /// The database failed: disk full, read-only, corrupt, locked, out of reach. Nothing was written, except
+    /// where [`StoreError::leaves_open`] says so.
     #[error("the audit store failed")]
     Database(#[from] sqlx::Error),
     /// The schema could not be brought up to date.
@@ -113,7 +114,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::KeyTaken`], [`StoreError::Busy`], or the database failed; nothing was recorded, unless
-    /// [`Store::may_have_written`] says so.
+    /// [`StoreError::leaves_open`] says so.
     pub async fn begin(
         &self,
         rollback: &Rollback,
@@ -280,6 +281,23 @@ impl StoreError {
     /// Whether the store is at fault, rather than right.
     fn is_trouble(&self) -> bool {
         !matches!(self, Self::Busy { .. } | Self::KeyTaken | Self::Moved { .. })
+    }
+
+    /// Whether a write that failed like this may have been made all the same: the connection was lost, and with
+    /// it perhaps the answer to a commit.
+    #[must_use]
+    pub fn leaves_open(&self) -> bool {
+        match self {
+            Self::Silent => true,
+            // What an engine refuses is not made; a server that is shut down may have made it.
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| code.starts_with("57P"))
+            }
+            // Not even sent.
+            Self::Database(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => false,
+            Self::Database(_) => true,
+            _ => false,
+        }
     }
 }
 

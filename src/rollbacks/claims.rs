@@ -1,6 +1,6 @@
 //! Who follows what: what a crash left open is taken up again, by the next process or by another replica.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use tokio::{sync::watch, time::MissedTickBehavior};
 use uuid::Uuid;
@@ -30,10 +30,10 @@ impl Rollbacks {
     pub async fn share(self) {
         let mut pulse = tokio::time::interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut failing, mut unfollowed) = (false, HashSet::new());
+        let mut failing = false;
         loop {
             pulse.tick().await;
-            match self.beat(&mut unfollowed).await {
+            match self.beat().await {
                 Ok(()) => failing = false,
                 Err(error) if failing => tracing::debug!(error = %causes(&error), "still out of touch"),
                 Err(error) => {
@@ -44,17 +44,10 @@ impl Rollbacks {
         }
     }
 
-    async fn beat(&self, unfollowed: &mut HashSet<Uuid>) -> Result<(), StoreError> {
-        self.inner.parts.store.renew().await?;
+    async fn beat(&self) -> Result<(), StoreError> {
+        self.inner.parts.store.renew(&self.inner.known(Followed::Here)).await?;
         self.resume().await?;
-        let mut mine = self.inner.keep_up().await?;
-        // What was taken without an answer from the store is this one's, and nobody knows. What has just been
-        // begun will be followed by the next time.
-        for rollback in mine.extract_if(.., |rollback| unfollowed.contains(&rollback.id)) {
-            self.take_up(rollback);
-        }
-        *unfollowed = mine.into_iter().map(|rollback| rollback.id).collect();
-        Ok(())
+        self.inner.keep_up().await
     }
 
     /// The states of one open rollback as they come; `None` if it has ended or is unknown.
@@ -78,14 +71,17 @@ impl Rollbacks {
 }
 
 impl Inner {
-    /// Shows what the others have done since. Returns what this process holds and does not follow.
-    async fn keep_up(&self) -> Result<Vec<Rollback>, StoreError> {
+    /// The open rollbacks that are followed here, or elsewhere.
+    fn known(&self, followed: Followed) -> Vec<Uuid> {
+        let open = self.open();
+        let these = open.iter().filter(|(_, feed)| feed.followed == followed);
+        these.map(|(id, _)| *id).collect()
+    }
+
+    /// Shows what the others have done since.
+    async fn keep_up(&self) -> Result<(), StoreError> {
         let store = &self.parts.store;
-        let known: Vec<Uuid> = {
-            let open = self.open();
-            let elsewhere = open.iter().filter(|(_, feed)| feed.followed == Followed::Elsewhere);
-            elsewhere.map(|(id, _)| *id).collect()
-        };
+        let known = self.known(Followed::Elsewhere);
         let open = store.open_rollbacks().await?;
         open.iter().filter(|open| !open.mine).for_each(|open| self.learn(&open.rollback));
         for ended in known.into_iter().filter(|id| open.iter().all(|open| open.rollback.id != *id)) {
@@ -94,13 +90,7 @@ impl Inner {
                 None => drop(self.open().remove(&ended)),
             }
         }
-        let here: HashSet<Uuid> = {
-            let open = self.open();
-            let here = open.iter().filter(|(_, feed)| feed.followed == Followed::Here);
-            here.map(|(id, _)| *id).collect()
-        };
-        let mine = open.into_iter().filter(|open| open.mine && !here.contains(&open.rollback.id));
-        Ok(mine.map(|open| open.rollback).collect())
+        Ok(())
     }
 
     /// Shows a state that was read from the store, unless the rollback is followed here, where more is known.
@@ -117,9 +107,11 @@ impl Inner {
         }
     }
 
-    /// Another replica follows a rollback from now on.
-    pub(super) fn leave(&self, id: &Uuid) {
-        if let Some(feed) = self.open().get_mut(id) {
+    /// Another replica follows a rollback from now on; or this one does, as of a later epoch.
+    pub(super) fn leave(&self, rollback: &Rollback) {
+        if let Some(feed) = self.open().get_mut(&rollback.id)
+            && feed.states.borrow().epoch <= rollback.epoch
+        {
             feed.followed = Followed::Elsewhere;
         }
     }

@@ -414,36 +414,33 @@ impl Inner {
     ) -> Result<(), Stopped> {
         let mut waits = waits(Duration::from_secs(5));
         loop {
-            match self.record(before, rollback, action).await {
+            let error = match self.record(before, rollback, action).await {
                 Ok(()) => return Ok(()),
-                // The write before this one was reported as failed and has been made all the same.
-                Err(StoreError::Moved { .. }) if self.is_recorded(rollback).await => {
-                    self.announce(rollback);
-                    self.parts.events.tell(rollback, now());
-                    return Ok(());
-                }
-                Err(StoreError::Moved { id, .. }) => {
-                    tracing::warn!(rollback = %id, "another replica has taken this rollback over; leaving it alone");
-                    self.leave(&id);
-                    return Err(Stopped);
-                }
-                Err(error) => {
-                    let wait = waits.next().unwrap_or_default();
-                    let id = rollback.id;
-                    tracing::warn!(rollback = %id, error = %causes(&error), "an outcome is not on record yet; trying again");
-                    self.parts.stop.run_until_cancelled(tokio::time::sleep(wait)).await.ok_or(Stopped)?;
-                }
-            }
+                Err(StoreError::Moved { id, .. }) => match self.is_recorded(rollback).await {
+                    // The write before this one was reported as failed and has been made all the same.
+                    Ok(true) => {
+                        self.announce(rollback);
+                        self.parts.events.tell(rollback, now());
+                        return Ok(());
+                    }
+                    Ok(false) => {
+                        tracing::warn!(rollback = %id, "another replica has taken this rollback over; leaving it alone");
+                        self.leave(rollback);
+                        return Err(Stopped);
+                    }
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            let (id, wait) = (rollback.id, waits.next().unwrap_or_default());
+            tracing::warn!(rollback = %id, error = %causes(&error), "an outcome is not on record yet; trying again");
+            self.parts.stop.run_until_cancelled(tokio::time::sleep(wait)).await.ok_or(Stopped)?;
         }
     }
-}
 
-impl Inner {
-    async fn is_recorded(&self, rollback: &Rollback) -> bool {
-        let stored = self.parts.store.rollback(rollback.id).await;
-        stored.is_ok_and(|stored| {
-            stored.is_some_and(|stored| (stored.state, stored.epoch) == (rollback.state, rollback.epoch))
-        })
+    async fn is_recorded(&self, rollback: &Rollback) -> Result<bool, StoreError> {
+        let stored = self.parts.store.rollback(rollback.id).await?;
+        Ok(stored.is_some_and(|stored| (stored.state, stored.epoch) == (rollback.state, rollback.epoch)))
     }
 }
 

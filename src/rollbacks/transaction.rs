@@ -247,7 +247,7 @@ impl Inner {
 
     /// Another replica took this one for dead and has taken the rollback over: says what came of it there.
     async fn taken_over(&self, rollback: &Rollback) -> Result<Outcome, RollbackError> {
-        self.leave(&rollback.id);
+        self.leave(rollback);
         let settled = self.parts.store.rollback(rollback.id).await?.ok_or(RollbackError::TakenOver)?;
         match settled.state {
             RollbackState::Failed | RollbackState::Abandoned => Err(RollbackError::TakenOver),
@@ -361,8 +361,8 @@ impl Inner {
         let entry = Entry::of_rollback(rollback, action, self.parts.cluster.clone(), rollback.requested_at);
         let begun = self.parts.store.begin(rollback, &entry, idempotency).await;
         match &begun {
-            Err(error) if self.parts.store.may_have_written(error) => {
-                self.parts.tasks.spawn(self.clone().withdraw(rollback.clone()));
+            Err(error) if error.leaves_open() => {
+                drop(self.parts.tasks.spawn(self.clone().withdraw(rollback.clone())))
             }
             // Another replica was first.
             Err(error @ (StoreError::Busy { .. } | StoreError::KeyTaken)) => {
@@ -376,8 +376,8 @@ impl Inner {
     /// The store did not say whether it took a new rollback, so that the rollback is not made. If the
     /// record turns up after all, says so in it.
     async fn withdraw(self: Arc<Self>, mut rollback: Rollback) {
-        // A write that hangs is made within minutes or not at all.
-        let mut missing = 0..30;
+        // A write that hangs is made within minutes or not at all: so often is looked once the store answers.
+        let mut looks = 30;
         for wait in waits(Duration::from_secs(10)) {
             match self.parts.store.rollback(rollback.id).await {
                 Ok(Some(stored)) if stored.state.is_final() => return,
@@ -388,8 +388,9 @@ impl Inner {
                     let _ = self.advance(&mut rollback, end, message).await;
                     return;
                 }
-                Ok(None) if missing.next().is_none() => return,
-                Ok(None) | Err(_) => {}
+                Ok(None) if looks == 0 => return,
+                Ok(None) => looks -= 1,
+                Err(_) => {}
             }
             if self.parts.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
                 return;

@@ -23,10 +23,7 @@ use rollbackd::{
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, SqliteConnection,
-    sqlite::SqliteConnectOptions,
-};
+use sqlx::{AnyConnection, AssertSqlSafe, Connection as _, Executor as _, any::install_default_drivers};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{controlplane::ControlPlane, rollbackd::Rollbackd, space::Space, wait::until};
@@ -39,16 +36,17 @@ fn store_url(path: &Path) -> StoreUrl {
     url(path).parse().unwrap()
 }
 
-async fn open(path: &Path) -> SqliteConnection {
-    SqliteConnectOptions::new().filename(path).connect().await.unwrap()
+async fn open(path: &Path) -> AnyConnection {
+    install_default_drivers();
+    AnyConnection::connect(&url(path)).await.unwrap()
 }
 
-async fn run(connection: &mut SqliteConnection, sql: String) {
+async fn run(connection: &mut AnyConnection, sql: String) {
     connection.execute(AssertSqlSafe(sql)).await.unwrap();
 }
 
 /// What somebody who can write the file does first.
-async fn without_triggers(path: &Path) -> SqliteConnection {
+pub async fn without_triggers(path: &Path) -> AnyConnection {
     let mut connection = open(path).await;
     let triggers: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'trigger'")
         .fetch_all(&mut connection)
@@ -60,7 +58,7 @@ async fn without_triggers(path: &Path) -> SqliteConnection {
     connection
 }
 
-fn entry(number: i64) -> Entry {
+pub fn entry(number: i64) -> Entry {
     let key = Key::new(
         Namespace::parse(&format!("n{}", number % 5)).unwrap(),
         Name::parse(&format!("agent-{}", number % 7)).unwrap(),
@@ -102,7 +100,7 @@ fn hash(sequence: i64, previous: &str, text: &str) -> String {
 
 /// One thing that is done to a store. Places are taken modulo the number of entries.
 #[derive(Clone, Copy, Debug)]
-enum Tampering {
+pub enum Tampering {
     /// One character of the text.
     Text(i64, usize),
     /// The text, with a hash that fits it.
@@ -129,9 +127,9 @@ enum Tampering {
     HeadGone,
 }
 
-const COLUMNS: [&str; 6] = ["time", "action", "outcome", "namespace", "name", "actor"];
+pub const COLUMNS: [&str; 6] = ["time", "action", "outcome", "namespace", "name", "actor"];
 
-fn tampering() -> impl Strategy<Value = Tampering> {
+pub fn tampering() -> impl Strategy<Value = Tampering> {
     let place = || 0..i64::MAX;
     prop_oneof![
         3 => (place(), any::<usize>()).prop_map(|(at, index)| Tampering::Text(at, index)),
@@ -159,20 +157,38 @@ fn other_character(text: &str, index: usize) -> String {
     characters.into_iter().collect()
 }
 
-async fn set(connection: &mut SqliteConnection, sequence: i64, column: &str, value: &str) {
-    let sql = format!("UPDATE audit SET {column} = ? WHERE sequence = ?");
+async fn set(connection: &mut AnyConnection, sequence: i64, column: &str, value: &str) {
+    let sql = format!("UPDATE audit SET {column} = $1 WHERE sequence = $2");
     sqlx::query(AssertSqlSafe(sql)).bind(value).bind(sequence).execute(connection).await.unwrap();
 }
 
-async fn get(connection: &mut SqliteConnection, sequence: i64, column: &str) -> String {
-    let sql = format!("SELECT {column} FROM audit WHERE sequence = ?");
+async fn get(connection: &mut AnyConnection, sequence: i64, column: &str) -> String {
+    let sql = format!("SELECT {column} FROM audit WHERE sequence = $1");
     sqlx::query_scalar(AssertSqlSafe(sql)).bind(sequence).fetch_one(connection).await.unwrap()
 }
 
 impl Tampering {
+    /// One of each kind.
+    pub fn all_at(place: i64) -> Vec<Self> {
+        let mut all = vec![
+            Self::Text(place, 1000),
+            Self::Rehashed(place),
+            Self::Previous(place, 0),
+            Self::Hash(place, 63),
+            Self::Removed(place),
+            Self::Cut(place),
+            Self::Swapped(place, place),
+            Self::PutIn(place),
+            Self::Rewritten(place),
+        ];
+        all.extend((0..COLUMNS.len()).map(|column| Self::Column(place, column)));
+        all.extend([Self::Appended, Self::HeadHash, Self::HeadSequence, Self::HeadBlank, Self::HeadGone]);
+        all
+    }
+
     /// Does it to a store of so many entries; returns where something must be found, if that is at an
     /// entry, and whether it needs an anchor.
-    async fn apply(self, store: &mut SqliteConnection, count: i64) -> (Vec<i64>, bool) {
+    async fn apply(self, store: &mut AnyConnection, count: i64) -> (Vec<i64>, bool) {
         let at = |place: i64| place % count + 1;
         match self {
             Self::Text(place, index) => {
@@ -234,14 +250,14 @@ impl Tampering {
                 rehash(store, at(place)).await;
                 let mut last = get(store, at(place), "hash").await;
                 let following: Vec<(i64, String)> =
-                    sqlx::query_as("SELECT sequence, entry FROM audit WHERE sequence > ? ORDER BY sequence")
+                    sqlx::query_as("SELECT sequence, entry FROM audit WHERE sequence > $1 ORDER BY sequence")
                         .bind(at(place))
                         .fetch_all(&mut *store)
                         .await
                         .unwrap();
                 for (sequence, text) in following {
                     let next = hash(sequence, &last, &text);
-                    let update = sqlx::query("UPDATE audit SET previous = ?, hash = ? WHERE sequence = ?");
+                    let update = sqlx::query("UPDATE audit SET previous = $1, hash = $2 WHERE sequence = $3");
                     update.bind(last).bind(&next).bind(sequence).execute(&mut *store).await.unwrap();
                     last = next;
                 }
@@ -269,7 +285,7 @@ impl Tampering {
 }
 
 /// Changes an entry's text, and its hash so that it fits.
-async fn rehash(store: &mut SqliteConnection, sequence: i64) {
+async fn rehash(store: &mut AnyConnection, sequence: i64) {
     let text = get(store, sequence, "entry").await.replace("reason", "excuse");
     let previous = get(store, sequence, "previous").await;
     set(store, sequence, "entry", &text).await;
@@ -277,7 +293,7 @@ async fn rehash(store: &mut SqliteConnection, sequence: i64) {
 }
 
 /// Puts a forged entry after another one, with a hash that fits.
-async fn put_after(store: &mut SqliteConnection, sequence: i64) {
+async fn put_after(store: &mut AnyConnection, sequence: i64) {
     let previous = get(store, sequence, "hash").await;
     let text = get(store, sequence, "entry").await;
     let forged = hash(sequence + 1, &previous, &text);
@@ -298,11 +314,25 @@ async fn found(original: &[u8], count: i64, head: &str, tampering: Tampering) ->
     std::fs::write(&path, original).unwrap();
     let mut store = open(&path).await;
     run(&mut store, "PRAGMA synchronous = OFF".into()).await;
+    found_in(&url(&path), store, count, head, tampering).await
+}
+
+/// Tampers with a store that has no triggers any more, and looks whether that is found and named.
+pub async fn found_in(
+    store_url: &str,
+    mut store: AnyConnection,
+    count: i64,
+    head: &str,
+    tampering: Tampering,
+) -> Result<(), String> {
     run(&mut store, "BEGIN".into()).await;
     let (places, needs_anchor) = tampering.apply(&mut store, count).await;
     run(&mut store, "COMMIT".into()).await;
     store.close().await.unwrap();
-    let report = verify(&path, Some(head)).await;
+    let verify = async |anchor: Option<&str>| {
+        verify_store(store_url, anchor.map(|hash| hash.parse().unwrap())).await.unwrap()
+    };
+    let report = verify(Some(head)).await;
     if report.is_whole() {
         return Err("not found".into());
     }
@@ -312,7 +342,7 @@ async fn found(original: &[u8], count: i64, head: &str, tampering: Tampering) ->
         }
     }
     // What is a chain in itself is told by nothing but the anchor.
-    let alone = verify(&path, None).await;
+    let alone = verify(None).await;
     if alone.is_whole() != needs_anchor {
         return Err(format!("without an anchor: {:?}", alone.findings));
     }
@@ -359,21 +389,7 @@ async fn tampering_with_the_first_and_the_last_entry_is_found() {
     const ENTRIES: i64 = 3;
     let (original, head) = original(ENTRIES).await;
     for place in 0..ENTRIES {
-        let mut all = vec![
-            Tampering::Text(place, 1000),
-            Tampering::Rehashed(place),
-            Tampering::Previous(place, 0),
-            Tampering::Hash(place, 63),
-            Tampering::Removed(place),
-            Tampering::Cut(place),
-            Tampering::Swapped(place, place),
-            Tampering::PutIn(place),
-            Tampering::Rewritten(place),
-        ];
-        all.extend((0..COLUMNS.len()).map(|column| Tampering::Column(place, column)));
-        all.extend([Tampering::Appended, Tampering::HeadHash, Tampering::HeadSequence]);
-        all.extend([Tampering::HeadBlank, Tampering::HeadGone]);
-        for tampering in all {
+        for tampering in Tampering::all_at(place) {
             found(&original, ENTRIES, &head, tampering)
                 .await
                 .unwrap_or_else(|error| panic!("{tampering:?}: {error}"));
@@ -561,14 +577,14 @@ async fn the_command_verifies_a_store_in_use_and_at_rest_and_what_was_exported()
     let head = api.get("/audit/head").await.expect(200);
     let (hash, sequence) = (head["hash"].as_str().unwrap(), head["sequence"].as_i64().unwrap());
     let whole = format!("whole: {sequence} entries, head {sequence} {hash}\n");
-    let (store, kept) = (url(&rollbackd.store), kept["hash"].as_str().unwrap());
+    let (store, kept) = (rollbackd.store.url(), kept["hash"].as_str().unwrap());
 
     let in_use = rollbackd_audit(&["verify", "--store", &store, "--anchor", kept], "").await;
     assert_eq!((in_use.code, &in_use.stdout), (0, &whole), "{}", in_use.stderr);
     let export = rollbackd_audit(&["export", "--store", &store], "").await;
     assert_eq!((export.code, export.stderr), (0, format!("head {sequence} {hash}\n")));
     assert_eq!(export.stdout.lines().count() as i64, sequence);
-    let file = rollbackd.store.with_file_name("audit.ndjson");
+    let file = rollbackd.store.file().with_file_name("audit.ndjson");
     std::fs::write(&file, &export.stdout).unwrap();
     let file = file.to_str().unwrap().to_owned();
     let offline = rollbackd_audit(&["verify", "--file", &file, "--anchor", hash], "").await;
@@ -580,7 +596,7 @@ async fn the_command_verifies_a_store_in_use_and_at_rest_and_what_was_exported()
     let at_rest = rollbackd_audit(&["verify", "--store", &store, "--anchor", hash], "").await;
     assert_eq!((at_rest.code, &at_rest.stdout), (0, &whole), "{}", at_rest.stderr);
 
-    let mut other = without_triggers(&rollbackd.store).await;
+    let mut other = without_triggers(rollbackd.store.file()).await;
     set(&mut other, 2, "actor", "some\u{1b}[31mbody").await;
     run(
         &mut other,

@@ -86,7 +86,7 @@ async fn a_crash_before_the_answer_was_kept_leaves_the_record_to_tell() {
     let first = post_keyed(&rollbackd.api, &path, "k", &body).await.expect(202);
     rollbackd.api.rollback_in(first["id"].as_str().unwrap(), &["succeeded"]).await;
     rollbackd.stop().await;
-    let mut store = SqliteConnectOptions::new().filename(&rollbackd.store).connect().await.unwrap();
+    let mut store = SqliteConnectOptions::new().filename(rollbackd.store.file()).connect().await.unwrap();
     let forgotten =
         sqlx::query("UPDATE idempotency_keys SET answer = NULL").execute(&mut store).await.unwrap();
     assert_eq!(forgotten.rows_affected(), 1);

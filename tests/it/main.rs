@@ -4,6 +4,9 @@
 //!
 //! One control plane for the whole run, a namespace for each test, tests in parallel. A test that
 //! freezes or kills a part of the control plane gets one of its own.
+//!
+//! The same with PostgreSQL, whose server `ROLLBACKD_TEST_POSTGRES` names: a database for each test. With
+//! `ROLLBACKD_TEST_STORE=postgres` each rollbackd keeps its record there.
 #![expect(clippy::unwrap_used, reason = "what is missing in a test fails it")]
 
 mod support;
@@ -15,6 +18,7 @@ mod chain;
 mod cluster;
 mod daemonsets;
 mod deploy;
+mod disk_faults;
 mod dry_run;
 mod errors;
 mod events;
@@ -35,17 +39,20 @@ mod operations;
 mod own_account;
 mod pages;
 mod planted;
+mod postgres_trouble;
 mod preconditions;
 mod preferences;
 mod races;
 mod readme;
 mod reads;
+mod replicas;
 mod revision_text;
 mod rights;
 mod sandbox;
 mod settling;
 mod status;
 mod stopping;
+mod store;
 mod store_trouble;
 mod stream;
 mod stream_trouble;

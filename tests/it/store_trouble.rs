@@ -7,7 +7,7 @@ use crate::support::{controlplane::ControlPlane, faults, rollbackd::Rollbackd, s
 
 /// Keeps everybody else from writing, as a full disk or a stuck backup does, until it is dropped.
 async fn lock(rollbackd: &Rollbackd) -> SqliteConnection {
-    let mut other = SqliteConnectOptions::new().filename(&rollbackd.store).connect().await.unwrap();
+    let mut other = SqliteConnectOptions::new().filename(rollbackd.store.file()).connect().await.unwrap();
     sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
     other
 }
@@ -85,7 +85,7 @@ async fn what_was_done_is_recorded_when_the_store_is_back() {
     let api = &rollbackd.api;
     // The store fails between the record and the patch's answer.
     let (locked, held) = tokio::sync::oneshot::channel();
-    let (store, mut locked) = (rollbackd.store.clone(), Some(locked));
+    let (store, mut locked) = (rollbackd.store.file().to_owned(), Some(locked));
     rollbackd.faults.before(move |request| {
         let locked = faults::patch(request).then(|| locked.take()).flatten()?;
         let store = store.clone();
@@ -117,7 +117,7 @@ async fn a_store_that_cannot_be_read_says_so() {
     let (space, rollbackd, path) = agent().await;
     let api = &rollbackd.api;
     // The table is gone: whoever can write the file can do that.
-    let mut other = SqliteConnectOptions::new().filename(&rollbackd.store).connect().await.unwrap();
+    let mut other = SqliteConnectOptions::new().filename(rollbackd.store.file()).connect().await.unwrap();
     sqlx::query("ALTER TABLE rollbacks RENAME TO elsewhere").execute(&mut other).await.unwrap();
     for read in ["/rollbacks", "/rollbacks/01936b5e-7d0a-7f43-9c7e-2f3f6a0b1c2d"] {
         let problem = api.get(read).await.problem(503, "store-unavailable");
@@ -139,13 +139,14 @@ async fn a_store_that_cannot_be_read_says_so() {
 async fn a_store_whose_file_is_gone_takes_no_more_records() {
     let (space, rollbackd, path) = agent().await;
     let before = space.kubectl.get("daemonset", "agent").await;
-    std::fs::rename(&rollbackd.store, rollbackd.store.with_extension("moved")).unwrap();
+    let file = rollbackd.store.file();
+    std::fs::rename(file, file.with_extension("moved")).unwrap();
     for dry_run in [false, true] {
         let answer = rollbackd.api.post(&path, &json!({"toRevision": 1, "dryRun": dry_run})).await;
         let problem = answer.problem(503, "store-unavailable");
         assert!(problem["retryAfter"].is_u64(), "{problem}");
     }
-    std::fs::write(&rollbackd.store, "another one").unwrap();
+    std::fs::write(file, "another one").unwrap();
     rollbackd.api.post(&path, &json!({"toRevision": 1})).await.problem(503, "store-unavailable");
     assert_eq!(rollbackd.faults.patches(), 0);
     assert_eq!(space.kubectl.get("daemonset", "agent").await["spec"], before["spec"]);

@@ -10,11 +10,12 @@ use crate::support::{
     controlplane::ControlPlane,
     rollbackd::{Rollbackd, Setup},
     space::{Space, daemonset},
+    store::Place,
     wait::until,
 };
 
 /// One that looks in this namespace, at its start and then each `period`.
-async fn looking(space: &Space, store: Option<&Path>, period: Duration) -> Rollbackd {
+async fn looking(space: &Space, store: Option<&Place>, period: Duration) -> Rollbackd {
     let flags = ["--namespace", space.namespace.as_str()];
     let mut setup = Setup { flags: &flags, store, ..Setup::new(ControlPlane::shared()) };
     setup.timing.unrecorded = Some(period);
@@ -69,13 +70,14 @@ async fn after_an_older_backup_is_restored_the_rollbacks_since_are_reported_once
     // In use.
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("rollbackd.db");
-    let mut store = SqliteConnectOptions::new().filename(&first.store).connect().await.unwrap();
+    let restored = Place::File(copy.clone());
+    let mut store = SqliteConnectOptions::new().filename(first.store.file()).connect().await.unwrap();
     store.execute(AssertSqlSafe(backup_statement(&copy))).await.unwrap();
     let (lost, after) = roll_back(&first).await;
     assert_eq!(reported(&first, &space).await, []);
     first.stop().await;
 
-    let mut second = looking(&space, Some(&copy), RARELY).await;
+    let mut second = looking(&space, Some(&restored), RARELY).await;
     found(&second, 1).await;
     let uid = space.kubectl.get("daemonset", "agent").await["metadata"]["uid"].clone();
     let expected = [(lost.clone(), json!("agent"), uid)];
@@ -103,7 +105,7 @@ async fn after_an_older_backup_is_restored_the_rollbacks_since_are_reported_once
     assert_eq!(verify_store(&url, Some(before)).await.unwrap().findings, []);
     assert_eq!(verify_store(&url, Some(after)).await.unwrap().found, 1);
 
-    let third = looking(&space, Some(&copy), ALL_THE_TIME).await;
+    let third = looking(&space, Some(&restored), ALL_THE_TIME).await;
     found(&third, 1).await;
     assert_eq!(reported(&third, &space).await, expected);
 }

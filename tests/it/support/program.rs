@@ -17,8 +17,13 @@ pub struct Running {
 impl Running {
     /// Starts it; what it says on standard error is nobody's.
     pub fn start(program: &Path, args: &[&str]) -> Self {
-        let started = Command::new(program).args(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut child = started.unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        Self::spawn(Command::new(program).args(args))
+    }
+
+    /// As [`Running::start`], of a command that a test has prepared.
+    pub fn spawn(command: &mut Command) -> Self {
+        let started = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut child = started.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = child.stdout.take().expect("stdout is piped");
         let stdout = tokio::process::ChildStdout::from_std(stdout).expect("it can be read");
         Self { child, lines: BufReader::new(stdout).lines() }
@@ -37,6 +42,29 @@ impl Running {
         panic!("it ended before it said {text:?}: {said:#?}");
     }
 
+    /// Waits until it prints a line that holds a text; false if it ends before.
+    pub async fn says_or_ends(&mut self, text: &str) -> bool {
+        while let Some(line) = self.lines.next_line().await.expect("it prints UTF-8") {
+            if line.contains(text) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Sends it a signal, such as `STOP`.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{signal}"), &pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal}");
+    }
+
+    /// Ends it as `kill -9` does, and waits until it has ended.
+    pub fn kill(&mut self) {
+        self.signal("KILL");
+        let _ = self.child.wait();
+    }
+
     /// Asks it to end, and waits until it has ended; says whether it was content.
     pub fn stop(&mut self) -> bool {
         let pid = self.child.id().to_string();
@@ -48,6 +76,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
+            // It may be frozen.
+            self.signal("CONT");
             self.stop();
         }
     }

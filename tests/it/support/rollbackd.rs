@@ -1,10 +1,6 @@
 //! rollbackd itself, in this process, on a port of its own.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Parser;
 use rollbackd::{
@@ -16,7 +12,9 @@ use rollbackd::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{account, api::Api, controlplane::ControlPlane, faults::Faults, space::Space, wait::until};
+use super::{
+    account, api::Api, controlplane::ControlPlane, faults::Faults, space::Space, store::Place, wait::until,
+};
 
 /// A DaemonSet `agent` with the recorded revisions `img:1`, `img:2`, `img:3`, a rollbackd, and the path of
 /// the rollback.
@@ -32,7 +30,7 @@ pub struct Rollbackd {
     pub address: SocketAddr,
     pub api: Api,
     pub faults: Faults,
-    pub store: PathBuf,
+    pub store: Place,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<anyhow::Result<()>>,
     unsimulated: Unsimulated,
@@ -52,7 +50,7 @@ pub struct Setup<'a> {
     /// What goes wrong from its first request on.
     pub faults: Faults,
     /// The store of one that ran before; a new one if there is none.
-    pub store: Option<&'a Path>,
+    pub store: Option<&'a Place>,
 }
 
 /// The usual times. Many tests share a cluster, each with a record of its own.
@@ -115,12 +113,15 @@ impl Rollbackd {
     /// Starts it without waiting.
     pub async fn launch(setup: Setup<'_>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let store = setup.store.map_or_else(|| folder.path().join("rollbackd.db"), Path::to_path_buf);
+        let store = match setup.store {
+            Some(store) => store.clone(),
+            None => Place::new(folder.path()).await,
+        };
         let faults = setup.faults;
         let (client, unsimulated) = setup.control_plane.faulty_client(setup.user, faults.clone()).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let url = format!("sqlite:{}", store.display());
+        let url = store.url();
         let line = ["rollbackd", "serve", "--auth", setup.auth, "--store", &url];
         let slow = setup.flags.contains(&"--drain-delay");
         let line = line.into_iter().chain((!slow).then_some("--drain-delay=0s"));
