@@ -25,7 +25,7 @@ pub const PULSE: Duration = Duration::from_secs(1);
 /// Most rollbacks that are taken at once.
 const BATCH: i64 = 50;
 
-/// An open rollback that somebody else follows, or this process.
+/// An open rollback, and whose it is.
 #[derive(Clone, Debug)]
 pub struct Open {
     pub rollback: Rollback,
