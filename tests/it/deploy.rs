@@ -135,6 +135,22 @@ async fn an_installation_has_the_rights_that_are_used_and_no_others() {
 async fn three_replicas_are_spread_and_a_drain_takes_one_at_a_time() {
     let control_plane = ControlPlane::private("deploy-postgres");
     let kubectl = Kubectl::new(&control_plane, "admin", "rollbackd");
+    // The scheduler spreads them over the nodes that take pods by then.
+    until("all nodes to take pods", async || {
+        let nodes = kubectl.list("nodes").await;
+        let ready = |node: &&Value| {
+            let conditions = node["status"]["conditions"].as_array();
+            let ready =
+                conditions.into_iter().flatten().any(|it| it["type"] == "Ready" && it["status"] == "True");
+            ready && node["spec"]["taints"].is_null()
+        };
+        if nodes.len() >= 3 && nodes.iter().filter(ready).count() == nodes.len() {
+            Ok(())
+        } else {
+            Err(nodes)
+        }
+    })
+    .await;
     apply(&control_plane, "-k", "overlays/postgres").await;
     let pods = until("three replicas", async || {
         let pods = kubectl.list("pods").await;
