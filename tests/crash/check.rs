@@ -27,6 +27,8 @@ struct History {
     export: Vec<Value>,
     /// `GET /rollbacks`.
     rollbacks: Vec<Value>,
+    /// Which process has taken up whose rollback, and which has left one to another.
+    claims: Vec<Value>,
     harness: Value,
 }
 
@@ -56,14 +58,32 @@ fn read(folder: &Path) -> Result<History, Box<dyn std::error::Error>> {
         let parsed: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
         Ok(parsed.map_err(|error| format!("{name}: {error}"))?)
     };
+    let harness: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("harness.json"))?)?;
+    // The API server's death may cut a line, which the next one goes on with.
+    let log = std::fs::read_to_string(folder.join("api-server.ndjson"))?;
+    let (mut api_server, mut cut) = (Vec::new(), 0);
+    for line in log.lines() {
+        match serde_json::from_str(line) {
+            Ok(event) => api_server.push(event),
+            Err(_) => {
+                cut += 1;
+                let rest = line.rfind(r#"{"kind":"Event""#).map(|at| serde_json::from_str(&line[at..]));
+                api_server.extend(rest.and_then(Result::ok));
+            }
+        }
+    }
+    if cut > harness["apiServerKilled"].as_array().map_or(0, Vec::len) {
+        return Err(format!("api-server.ndjson: {cut} lines can't be read").into());
+    }
     Ok(History {
-        api_server: lines("api-server.ndjson")?,
+        api_server,
         seen: lines("seen.ndjson")?,
         told: lines("told.ndjson")?,
         printed: lines("printed.ndjson")?,
         export: lines("export.ndjson")?,
         rollbacks: lines("rollbacks.ndjson")?,
-        harness: serde_json::from_str(&std::fs::read_to_string(folder.join("harness.json"))?)?,
+        claims: lines("claims.ndjson")?,
+        harness,
     })
 }
 
@@ -78,12 +98,22 @@ fn table(history: &History, findings: usize) {
     for (name, count) in kills.into_iter().flatten() {
         row(&format!("  {name}"), count.as_u64().unwrap_or_default());
     }
+    for (name, count) in history.harness["faults"].as_object().into_iter().flatten() {
+        row(name, count.as_u64().unwrap_or_default());
+    }
+    let claims = |what: &str| history.claims.iter().filter(|claim| !claim[what].is_null()).count() as u64;
+    row("rollbacks taken up", claims("took"));
+    row("rollbacks left to who took them", claims("left"));
     row("rollbacks on record", history.rollbacks.len() as u64);
     for (state, count) in &states {
         row(&format!("  {state}"), *count as u64);
     }
     row("versions of DaemonSets", history.seen.len() as u64);
-    row("patches that reached the API server", patches(history).len() as u64);
+    let patches = patches(history);
+    row("patches that reached the API server", patches.len() as u64);
+    row("  refused, as they were late", late(history, &patches) as u64);
+    let unanswered = sent(history).iter().filter(|sent| sent.status.is_none()).count();
+    row("writes cut by the API server's death", unanswered as u64);
     row("audit entries", history.export.len() as u64);
     row("answers", history.told.iter().filter(|told| !told["status"].is_null()).count() as u64);
     row("seconds", history.harness["seconds"].as_u64().unwrap_or_default());
@@ -143,6 +173,24 @@ fn sent(history: &History) -> Vec<Sent> {
 
 fn patches(history: &History) -> Vec<Sent> {
     sent(history).into_iter().filter(|sent| sent.annotation("rollbackd.dev/rollback").is_some()).collect()
+}
+
+/// How many patches came after the decision on their rollback, and changed nothing.
+fn late(history: &History, patches: &[Sent]) -> usize {
+    let mut decided: HashMap<String, i128> = HashMap::new();
+    for line in &history.export {
+        let entry: Value = serde_json::from_str(text(&line["entry"])).unwrap_or_default();
+        if let Some(id) = entry["rollback"].as_str()
+            && !is_undecided(text(&entry["action"]))
+        {
+            decided.entry(id.to_owned()).or_insert(time(&entry["time"]));
+        }
+    }
+    let late = |patch: &&Sent| {
+        let decided = patch.annotation("rollbackd.dev/rollback").and_then(|id| decided.get(id));
+        patch.status != Some(200) && decided.is_some_and(|decided| patch.received > *decided)
+    };
+    patches.iter().filter(late).count()
 }
 
 // --- what was stored ------------------------------------------------------------------------------------
@@ -237,6 +285,10 @@ fn states_after(action: &str) -> &'static [&'static str] {
     }
 }
 
+fn is_undecided(action: &str) -> bool {
+    matches!(action, "rollback.requested" | "rollback.unsettled")
+}
+
 fn is_open(state: &str) -> bool {
     matches!(state, "requested" | "unsettled" | "progressing" | "stalled")
 }
@@ -281,6 +333,7 @@ fn check(history: &History) -> Vec<String> {
     let mut facts = Facts { history, rollbacks, versions, effects, entries, findings };
     facts.chain();
     facts.paths();
+    facts.writers();
     facts.patches();
     facts.outcomes();
     facts.turns();
@@ -359,11 +412,53 @@ impl Facts<'_> {
         self.findings.append(&mut findings);
     }
 
+    /// Each entry was written by one process. Who goes on with another one's rollback has taken it up; who wakes
+    /// up late writes nothing.
+    fn writers(&mut self) {
+        let mut written: BTreeMap<u64, u64> = BTreeMap::new();
+        for printed in &self.history.printed {
+            let (sequence, life) = (printed["sequence"].as_u64(), printed["life"].as_u64());
+            let (Some(sequence), Some(life)) = (sequence, life) else { continue };
+            if written.insert(sequence, life).is_some_and(|other| other != life) {
+                self.findings.push(format!("entry {sequence} was written by two processes"));
+            }
+        }
+        let mut taken: HashMap<(&str, u64), usize> = HashMap::new();
+        for claim in &self.history.claims {
+            if let (Some(id), Some(life)) = (claim["took"].as_str(), claim["life"].as_u64()) {
+                *taken.entry((id, life)).or_default() += 1;
+            }
+        }
+        for (id, entries) in &self.entries {
+            let mut turns: HashMap<u64, usize> = HashMap::new();
+            let mut last = None;
+            for (index, (sequence, _)) in entries.iter().enumerate() {
+                // Of the last entries of a process that was killed it isn't known.
+                let Some(life) = written.get(sequence).copied() else { continue };
+                if last != Some(life) && index > 0 {
+                    *turns.entry(life).or_default() += 1;
+                }
+                last = Some(life);
+            }
+            for (life, turns) in turns {
+                let taken = taken.get(&(id.as_str(), life)).copied().unwrap_or_default();
+                // It may have begun it, without our knowing.
+                let begun = entries.first().is_some_and(|(first, _)| !written.contains_key(first));
+                if turns > taken + usize::from(begun) {
+                    self.findings.push(format!("{id}: process {life} went on with it, and never took it up"));
+                }
+            }
+        }
+    }
+
     /// Everything that rollbackd sent was on record before, and pinned; nothing else was sent.
     fn patches(&mut self) {
         for sent in sent(self.history) {
             let Some(status) = sent.status else {
-                self.find(format!("the API server never said what came of {}", sent.uri));
+                // What it was is not known either. If it took effect, the watch has seen it.
+                if !self.died_with(sent.received) {
+                    self.find(format!("the API server never said what came of {}", sent.uri));
+                }
                 continue;
             };
             let settled = sent.annotation("rollbackd.dev/settled");
@@ -418,6 +513,14 @@ impl Facts<'_> {
         }
     }
 
+    /// Whether the API server was killed while it had what came then.
+    fn died_with(&self, received: i128) -> bool {
+        /// It gives up by then.
+        const LONGEST: i128 = 60_000_000_000;
+        let killed = self.history.harness["apiServerKilled"].as_array().into_iter().flatten();
+        killed.map(time).any(|killed| (received..received + LONGEST).contains(&killed))
+    }
+
     /// What each record says is what the watch has seen.
     fn outcomes(&mut self) {
         let mut findings = Vec::new();
@@ -430,6 +533,9 @@ impl Facts<'_> {
             let state = text(&rollback["state"]);
             let mut say = |what: String| findings.push(format!("{id} is {state}, and {what}"));
             let effects = self.effects.get(id).map_or(&[][..], Vec::as_slice);
+            if state == "abandoned" && text(&rollback["message"]).starts_with("requested") {
+                say("its message does not say why".into());
+            }
             if effects.len() > 1 {
                 say(format!("its patch took effect {} times", effects.len()));
             }
@@ -505,15 +611,15 @@ impl Facts<'_> {
 
     /// Never two undecided rollbacks of one DaemonSet at once.
     fn turns(&mut self) {
-        let undecided = |action: &str| matches!(action, "rollback.requested" | "rollback.unsettled");
         // From the request to the decision, by sequence.
         let mut turns: Vec<Turn> = Vec::new();
         for (id, entries) in &self.entries {
-            let Some((begin, first)) = entries.first().filter(|(_, entry)| undecided(text(&entry["action"])))
+            let Some((begin, first)) =
+                entries.first().filter(|(_, entry)| is_undecided(text(&entry["action"])))
             else {
                 continue;
             };
-            let decided = entries.iter().find(|(_, entry)| !undecided(text(&entry["action"])));
+            let decided = entries.iter().find(|(_, entry)| !is_undecided(text(&entry["action"])));
             let end = decided.map_or(u64::MAX, |(sequence, _)| *sequence);
             let daemonset = format!("{}/{}", text(&first["namespace"]), text(&first["name"]));
             turns.push(Turn { daemonset, begin: *begin, end, id: id.clone() });
@@ -602,6 +708,19 @@ impl Facts<'_> {
     /// rollbackd was killed at each point.
     fn coverage(&mut self) {
         let harness = &self.history.harness;
+        let kinds: HashSet<&str> = harness["faultKinds"].as_array().into_iter().flatten().map(text).collect();
+        for kind in kinds {
+            if harness["faults"][kind].is_null() {
+                self.findings.push(format!("no {kind}: that tests nothing there"));
+            }
+        }
+        let too_new = &harness["tooNew"];
+        let said = too_new["said"].as_array().map_or(&[][..], Vec::as_slice);
+        let refused = matches!(said, [line] if text(line).contains("a newer rollbackd"));
+        if !(too_new.is_null() || too_new["code"] == 1 && refused) {
+            self.findings
+                .push(format!("on a store that is too new for it, it did not stop with one line: {too_new}"));
+        }
         if harness["rounds"].as_u64().unwrap_or_default() == 0 {
             return;
         }
@@ -706,6 +825,7 @@ mod tests {
             ],
             printed: vec![json!({"log": "audit", "sequence": 1, "hash": export[0]["hash"]})],
             export,
+            claims: vec![],
             rollbacks: vec![rollback("made", "succeeded", Some(2)), rollback("lost", "abandoned", None)],
             harness: json!({"rounds": 1, "points": ["recorded"], "kills": {"recorded": 1}}),
         }
@@ -744,6 +864,13 @@ mod tests {
     fn an_abandoned_one_that_took_effect_is_found() {
         found("lost is abandoned, and its patch took effect", |history| {
             history.seen.push(version(13, 3, 1, Some("lost")));
+        });
+    }
+
+    #[test]
+    fn an_abandoned_one_that_does_not_say_why_is_found() {
+        found("lost is abandoned, and its message does not say why", |history| {
+            history.rollbacks[1]["message"] = "requested; the patch was not carried out".into();
         });
     }
 
@@ -853,6 +980,65 @@ mod tests {
     fn a_broken_chain_and_an_entry_that_was_only_printed_are_found() {
         found("the chain is broken at entry 2", |history| drop(history.export.remove(1)));
         found("was printed and is not in the audit", |history| history.printed[0]["hash"] = "0".into());
+    }
+
+    #[test]
+    fn a_write_without_an_answer_is_found_unless_the_api_server_died() {
+        let died_at = |second: u32| {
+            move |history: &mut History| {
+                history.api_server.truncate(5);
+                history.harness["apiServerKilled"] = json!([at(second)]);
+            }
+        };
+        found("never said what came of", |history| drop(history.api_server.pop()));
+        found("never said what came of", died_at(4));
+        let mut history = honest();
+        died_at(6)(&mut history);
+        assert_eq!(check(&history), Vec::<String>::new());
+    }
+
+    #[test]
+    fn one_who_wakes_up_late_and_writes_is_found() {
+        let line = |history: &History, entry: usize, life: u64| {
+            let hash = &history.export[entry - 1]["hash"];
+            json!({"log": "audit", "sequence": entry, "hash": hash, "life": life})
+        };
+        let lives = |history: &mut History, lives: [u64; 3]| {
+            history.printed = (3..).zip(lives).map(|(entry, life)| line(history, entry, life)).collect();
+        };
+        found("process 2 went on with it, and never took it up", |history| lives(history, [1, 1, 2]));
+        found("process 1 went on with it, and never took it up", |history| {
+            lives(history, [1, 2, 1]);
+            history.claims = vec![json!({"life": 2, "took": "made"})];
+        });
+        found("entry 3 was written by two processes", |history| {
+            history.printed = vec![line(history, 3, 1), line(history, 3, 2)];
+        });
+        let mut history = honest();
+        lives(&mut history, [1, 2, 2]);
+        history.claims = vec![json!({"life": 2, "took": "made"})];
+        assert_eq!(check(&history), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_start_on_a_store_that_is_too_new_is_found() {
+        let mut history = honest();
+        let said = "error: --store: a newer rollbackd has brought its schema to 5";
+        history.harness["tooNew"] = json!({"code": 1, "said": [said]});
+        assert_eq!(check(&history), Vec::<String>::new());
+        found("did not stop with one line", |history| {
+            history.harness["tooNew"] = json!({"code": null, "said": ["it went on"]});
+        });
+        found("did not stop with one line", |history| {
+            history.harness["tooNew"] = json!({"code": 1, "said": [said, said]});
+        });
+    }
+
+    #[test]
+    fn a_fault_that_never_happened_is_found() {
+        found("no PostgreSQL killed", |history| {
+            history.harness["faultKinds"] = json!(["PostgreSQL killed"]);
+        });
     }
 
     #[test]
