@@ -73,7 +73,10 @@ impl Killer<'_> {
             }
             if migrates && done * 2 >= kills {
                 migrates = false;
-                versions::migrate(&self.harness.store).await?;
+                match self.harness.next {
+                    Some(_) => self.harness.mixed.store(true, Ordering::Relaxed),
+                    None => versions::migrate(&self.harness.store).await?,
+                }
             }
             // Evenly, as far as they go.
             if (faults.len() - left.len()) * kills <= done * faults.len()

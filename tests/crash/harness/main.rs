@@ -78,9 +78,9 @@ struct Args {
     /// How often somebody stands still, or a server is away [default: a quarter of --kills on --postgres, else 0]
     #[arg(long)]
     faults: Option<usize>,
-    /// A rollbackd of another version, which runs beside ours
+    /// A rollbackd of the next version, which joins half way
     #[arg(long)]
-    other: Option<PathBuf>,
+    next: Option<PathBuf>,
     /// Seconds after which nobody is killed any more
     #[arg(long, default_value_t = 7200)]
     seconds: u64,
@@ -120,11 +120,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     // A build that goes on beside us must not change what we run.
     let program = history.join("rollbackd");
     std::fs::copy(&args.rollbackd, &program).context("--rollbackd")?;
-    let copy = |other: &PathBuf| {
-        let copy = history.join("rollbackd-other");
-        std::fs::copy(other, &copy).context("--other").map(|_| copy)
+    let copy = |next: &PathBuf| {
+        let copy = history.join("rollbackd-next");
+        std::fs::copy(next, &copy).context("--next").map(|_| copy)
     };
-    let other = args.other.as_ref().map(copy).transpose()?;
+    let next = args.next.as_ref().map(copy).transpose()?;
     let cluster = Cluster::start(&history)?;
     let client = cluster.client().await?;
     let postgres = args.postgres.then(Postgres::start).transpose()?;
@@ -154,7 +154,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         kubeconfig: cluster.state.join("admin.kubeconfig"),
         kubectl: cluster.state.join("bin/kubectl"),
         client,
-        other,
+        next,
+        mixed: AtomicBool::default(),
         asleep: (0..replicas).map(|_| AtomicBool::default()).collect(),
         started: AtomicUsize::default(),
         claims: Record::create(&history, "claims.ndjson")?,
@@ -263,8 +264,10 @@ struct Harness {
     kubeconfig: PathBuf,
     kubectl: PathBuf,
     client: Client,
-    /// A program of another version.
-    other: Option<PathBuf>,
+    /// A program of the next version.
+    next: Option<PathBuf>,
+    /// Whether it has joined.
+    mixed: AtomicBool,
     /// Replicas that stand still.
     asleep: Vec<AtomicBool>,
     /// How many processes were started.

@@ -53,12 +53,13 @@ impl Harness {
     pub fn live(self: &Arc<Self>, replica: usize, point: Option<&str>) -> anyhow::Result<Life> {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let listen = format!("127.0.0.1:{}", self.ports[replica]);
-        // Every other one, as while replicas are replaced. Another version may lack the points.
-        let other = self.other.as_ref().filter(|_| point.is_none() && number.is_multiple_of(2));
+        // Every other one, as while replicas are replaced.
+        let mixed = self.mixed.load(Ordering::Relaxed) && number.is_multiple_of(2);
+        let next = self.next.as_ref().filter(|_| mixed);
         let mut command = tokio::process::Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
-            .arg(other.unwrap_or(&self.program))
+            .arg(next.unwrap_or(&self.program))
             .args(["serve", "--auth", "none", "--drain-delay", "0s"])
             .args(["--store", &self.store, "--listen", &listen])
             .arg("--kubeconfig")
