@@ -1,5 +1,5 @@
 //! The crash harness: kills rollbackd with -9 while it works on a real control plane, and writes down what
-//! happened. It judges nothing: that is `check.rs`, a program apart. What is expected is in `MODEL.md`.
+//! happened. It judges nothing: that is `check`, a program apart. What is expected is in `MODEL.md`.
 //!
 //! rollbackd is used as a program, over HTTP and signals; none of its code is in here. Everything that is started
 //! dies with this process, even by `kill -9`.
