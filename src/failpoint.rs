@@ -6,7 +6,7 @@
 //! - PASS: the how manieth time it is come to, 1 unless given.
 //! - ACTION: `die` (the default) ends the process at once, without destructors; `freeze` stands still until
 //!   somebody kills it; `hold` goes on after MILLISECONDS.
-//! - MILLISECONDS: for [`fail_during`], how long after the work was begun.
+//! - MILLISECONDS: for [`fail_during`], how long after the work was begun; a `hold` begins at once.
 //!
 //! Why not the crate `fail`: its `panic` is caught by tokio's tasks, and it can neither abort nor say that a
 //! point was come to.
@@ -84,11 +84,12 @@ mod armed {
 
     pub(crate) async fn during<T>(name: &str, work: impl Future<Output = T>) -> T {
         let Some(armed) = ARMED.iter().find(|armed| armed.name == name) else { return work.await };
+        let after = if armed.action == "hold" { 0 } else { armed.millis };
         let mut work = std::pin::pin!(work);
         tokio::select! {
             biased;
             done = &mut work => return done,
-            () = tokio::time::sleep(Duration::from_millis(armed.millis)) => {}
+            () = tokio::time::sleep(Duration::from_millis(after)) => {}
         }
         reach(name);
         work.await

@@ -19,7 +19,6 @@ impl Rollbacks {
     /// When the store can't be read or written.
     pub async fn resume(&self) -> Result<(), StoreError> {
         for rollback in self.inner.parts.store.claim().await? {
-            tracing::info!(rollback = %rollback.id, state = rollback.state.as_str(), "taking up a rollback");
             self.take_up(rollback);
         }
         Ok(())

@@ -270,15 +270,19 @@ impl Rollbacks {
         }
     }
 
-    fn take_up(&self, rollback: Rollback) {
+    fn take_up(&self, mut rollback: Rollback) {
         if rollback.state.is_final() {
             return;
         }
+        tracing::info!(rollback = %rollback.id, state = rollback.state.as_str(), "taking up a rollback");
         let inner = self.inner.clone();
         inner.announce(&rollback);
         if !rollback.state.is_undecided() {
             self.inner.parts.tasks.spawn(inner.follow(rollback));
             return;
+        }
+        if rollback.state == RollbackState::Requested {
+            "rollbackd was interrupted before the patch was answered".clone_into(&mut rollback.message);
         }
         // Two undecided ones of one DaemonSet are settled side by side: each only looks.
         let turn = inner.take_turn(&rollback.key, rollback.id).ok();

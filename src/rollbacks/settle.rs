@@ -5,10 +5,10 @@
 //! it: somebody's `kubectl rollout undo` makes the same template, and an earlier rollback leaves our name
 //! among the field managers. *Not applied* must be made certain: a frozen API server can carry out a
 //! patch long after it was sent. The patch was pinned to a resource version, so once that version is gone
-//! it meets a conflict; while it is still there, a write of ours moves it on. And it makes the generation
-//! after the pinned one, so that a DaemonSet of the pinned generation has not seen it. Where the spec has
-//! been changed since and the id is not there, somebody may have taken it away. Then the watch tells: the
-//! patch was the first write after its pinned version, or it never was and never will be.
+//! it meets a conflict; while it is still there, a write of ours moves it on. Where the DaemonSet has been
+//! written to since and the id is not there, somebody may have taken it away. Then the watch tells: the
+//! patch was the first write after its pinned version, or it never was and never will be. A patch that has an
+//! effect makes the generation after the pinned one, so that at the pinned one the spec is as it was.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,6 +36,8 @@ enum Verdict {
     /// Carried out, and the spec stayed as it was.
     WithoutEffect,
     NotApplied,
+    /// The spec is as it was, and nothing is left that could change it.
+    Unchanged,
     Deleted,
     Undecidable,
 }
@@ -70,7 +72,7 @@ impl Inner {
         rollback.message = lost.to_string();
         let told = match &verdict {
             Verdict::Applied(_) | Verdict::WithoutEffect => None,
-            Verdict::NotApplied => Some(lost.into()),
+            Verdict::NotApplied | Verdict::Unchanged => Some(lost.into()),
             Verdict::Deleted => Some(RollbackError::Deleted),
             Verdict::Undecidable => Some(RollbackError::Undecidable),
         };
@@ -139,17 +141,15 @@ impl Inner {
         if proved && daemonset.template.fingerprint() == rollback.template {
             return Ok(Verdict::Applied(daemonset));
         }
-        // The patch changes the spec, so that it can't have been carried out at the same generation.
-        if !proved && daemonset.generation == rollback.pinned_generation {
-            if rollback.pinned_to.as_ref() == Some(&daemonset.resource_version) {
-                fail_point!("settling-looked");
-                // A conflict means that the version has moved on by itself: by the patch, perhaps.
-                live.outdate(grant, &daemonset, rollback.id).await?;
-                fail_point!("settling-outdated");
-            }
+        if !proved && rollback.pinned_to.as_ref() == Some(&daemonset.resource_version) {
+            fail_point!("settling-looked");
+            // A conflict means that the version has moved on by itself: by the patch, perhaps.
+            live.outdate(grant, &daemonset, rollback.id).await?;
+            fail_point!("settling-outdated");
             return Ok(Verdict::NotApplied);
         }
-        // Somebody has changed the spec since: after the patch, which may have changed nothing, or without it.
+        // It has been written to since: after the patch, which may have changed nothing and whose id somebody may
+        // have taken away, or without it.
         let next = match &rollback.pinned_to {
             Some(pinned_to) => live.after(&rollback.key, pinned_to).await?,
             None => Next::Forgotten,
@@ -161,6 +161,7 @@ impl Inner {
             Next::Version(next) if marked(&next) => Verdict::Applied(next),
             _ if proved => Verdict::Applied(daemonset),
             Next::Version(_) => Verdict::NotApplied,
+            Next::Forgotten if daemonset.generation == rollback.pinned_generation => Verdict::Unchanged,
             Next::Forgotten if changed_by_others(rollback, &daemonset) => Verdict::NotApplied,
             Next::Forgotten => Verdict::Undecidable,
         })
@@ -179,6 +180,10 @@ fn step(rollback: &mut Rollback, verdict: Verdict) -> Step {
         }
         Verdict::NotApplied => {
             let message = format!("{}; the patch was not carried out", rollback.message);
+            ((RollbackState::Abandoned, Action::Failed), message)
+        }
+        Verdict::Unchanged => {
+            let message = format!("{}; the DaemonSet's spec was not changed", rollback.message);
             ((RollbackState::Abandoned, Action::Failed), message)
         }
         Verdict::Deleted => {

@@ -181,8 +181,8 @@ fn fail_points() -> Vec<String> {
 #[test]
 fn the_crash_harness_comes_to_every_fail_point_and_its_model_tells_of_it() {
     let crash = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash");
-    let read = |name: &str| fs::read_to_string(crash.join(name)).unwrap();
-    let (harness, model) = (read("harness.rs"), read("MODEL.md"));
+    let harness = fs::read_to_string(crash.join("harness/killer.rs")).unwrap();
+    let model = fs::read_to_string(crash.join("MODEL.md")).unwrap();
     assert!(fail_points().len() > 10);
     for point in fail_points() {
         assert!(harness.contains(&format!("\"{point}\"")), "the harness does not know {point}");
@@ -201,9 +201,9 @@ fn what_is_shipped_has_no_fail_points() {
 
 #[test]
 fn who_checks_a_history_shares_no_code_with_who_made_it() {
-    for name in ["check.rs", "harness.rs"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash").join(name);
-        let source = code(&fs::read_to_string(path).unwrap());
-        assert!(!source.contains("rollbackd::"), "{name} uses rollbackd's code");
+    let crash = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash"));
+    assert!(crash.len() > 10);
+    for (name, source) in crash {
+        assert!(!source.contains("rollbackd::"), "{name:?} uses rollbackd's code");
     }
 }

@@ -183,6 +183,23 @@ async fn a_patch_without_effect_is_skipped_though_its_answer_is_lost() {
     let after = lost.space.kubectl.get("daemonset", "agent").await;
     assert_eq!(after["metadata"]["generation"], before["metadata"]["generation"]);
 
+    // It was carried out, though nothing shows it any more.
+    let location = lost.roll_back("agent-of-old", Fault::CutAfter).await;
+    lost.unmark().await;
+    let ended = lost.ends(&location, &["skipped", "succeeded", "abandoned"]).await;
+    assert_eq!(ended["state"], "skipped", "{ended}");
+    // Where the API server has forgotten it, too, what is said is true either way.
+    let location = lost.roll_back("agent-of-old", Fault::CutAfter).await;
+    lost.unmark().await;
+    lost.forgets();
+    let ended = lost.ends(&location, &["skipped", "succeeded", "abandoned"]).await;
+    let message = ended["message"].as_str().unwrap();
+    assert!(
+        ended["state"] == "abandoned" && message.ends_with("; the DaemonSet's spec was not changed"),
+        "{ended}"
+    );
+    lost.rollbackd.faults.clear();
+
     // Somebody's change after it, which keeps the id, is not ours.
     let location = lost.roll_back("agent-of-old", Fault::CutAfter).await;
     lost.set_image("img:3").await;

@@ -111,20 +111,14 @@ impl Postgres {
 
     /// Sends a signal, such as `STOP`, to the server: to each of its processes, as each is a group of its own.
     pub fn signal(&self, signal: &str) {
-        let pids = std::fs::read_to_string(self.folder().join("data/postmaster.pid")).expect("it runs");
-        let postmaster = pids.lines().next().expect("its first line is the pid").to_owned();
-        let children = Command::new("pgrep").args(["-P", &postmaster]).output().expect("pgrep runs");
-        let children = String::from_utf8(children.stdout).expect("it prints numbers");
-        // The postmaster first, so that no more are born; some may end meanwhile.
-        for pid in std::iter::once(postmaster.as_str()).chain(children.lines()) {
-            let _ = Command::new("kill").args([&format!("-{signal}"), pid]).status();
-        }
+        let signalled = script("stop").arg(self.folder()).arg(signal).status().expect("bash runs");
+        assert!(signalled.success(), "tests/postgres/stop {signal}");
     }
 
     /// Starts it again after `KILL`, on the same port and data.
     pub fn restart(&self) {
-        let restarted = script("restart").arg(self.folder()).status().expect("bash runs");
-        assert!(restarted.success(), "tests/postgres/restart");
+        let restarted = script("start").arg(self.folder()).status().expect("bash runs");
+        assert!(restarted.success(), "tests/postgres/start");
     }
 }
 
