@@ -202,6 +202,24 @@ fn a_lie_to_a_caller_is_found() {
     });
 }
 
+/// PostgreSQL was away when the rollout was complete.
+#[test]
+fn an_end_that_was_put_on_record_late_is_no_lie() {
+    let mut history = honest();
+    let mut entries = ENTRIES;
+    entries[4].2 = 19;
+    history.export = export(&entries);
+    history.printed.clear();
+    history.told[2]["answer"]["state"] = "progressing".into();
+    assert_eq!(check(&history), Vec::<String>::new());
+    found("told to be progressing after its end", |history| {
+        entries[4].2 = 17;
+        history.export = export(&entries);
+        history.printed.clear();
+        history.told[2]["answer"]["state"] = "progressing".into();
+    });
+}
+
 #[test]
 fn a_key_that_made_two_is_found() {
     found("k made 2 rollbacks", |history| {

@@ -15,6 +15,9 @@ impl Facts<'_> {
     pub fn told(&mut self) {
         let by_request: HashMap<&str, &str> =
             self.rollbacks.iter().map(|(id, rollback)| (text(&rollback["requestId"]), *id)).collect();
+        let printed = self.history.printed.iter();
+        let printed: HashMap<u64, i128> =
+            printed.map(|line| (line["sequence"].as_u64().unwrap_or_default(), time(&line["at"]))).collect();
         let mut findings = Vec::new();
         for told in &self.history.told {
             let (status, answer) = (told["status"].as_u64().unwrap_or_default(), &told["answer"]);
@@ -36,8 +39,13 @@ impl Facts<'_> {
                 if !entries.iter().any(passed) || (!is_open(state) && rollback["state"] != state) {
                     findings.push(format!("{id} was told to be {state}, and is {}", self.state(id)));
                 }
-                // Two seconds: the end's time is taken before it is written.
-                let late = time(&told["sent"]) - time(&rollback["endedAt"]) > 2_000_000_000;
+                // From then on it was on record: without the store that may be long after the end. Two seconds:
+                // the time is taken before it is written.
+                let recorded = entries.last().map_or(0, |(sequence, entry)| {
+                    let printed = printed.get(sequence).copied().unwrap_or_default();
+                    printed.max(time(&entry["time"])).max(time(&rollback["endedAt"]))
+                });
+                let late = time(&told["sent"]) - recorded > 2_000_000_000;
                 if asked.is_some() && is_open(state) && late && !rollback["endedAt"].is_null() {
                     findings.push(format!("{id} was told to be {state} after its end"));
                 }

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use tokio::{io::AsyncBufReadExt as _, sync::watch, time::timeout};
 
-use super::Harness;
+use super::{Harness, now};
 
 /// One process of rollbackd, from its start to its kill.
 pub struct Life {
@@ -96,6 +96,7 @@ impl Harness {
                     && line["log"] == "audit"
                 {
                     line["life"] = number.into();
+                    line["at"] = now().into();
                     harness.printed.line(line);
                 }
             }
