@@ -198,12 +198,6 @@ impl Entry {
         time: Timestamp,
     ) -> Self {
         Self {
-            version: FORMAT_VERSION,
-            time,
-            action,
-            outcome,
-            message,
-            actor: origin.requested_by.clone(),
             on_behalf_of: origin.on_behalf_of.clone(),
             reason: origin.reason.clone(),
             request_id: origin.request_id.clone(),
@@ -211,15 +205,8 @@ impl Entry {
             cluster,
             namespace: Some(key.namespace.clone()),
             name: Some(key.name.clone()),
-            uid: None,
-            rollback: None,
             dry_run: mode == Mode::DryRun,
-            from: None,
-            to: None,
-            new_revision: None,
-            count: None,
-            duration_seconds: None,
-            cut: None,
+            ..Self::bare((action, outcome), origin.requested_by.clone(), message, time)
         }
     }
 
@@ -230,13 +217,19 @@ impl Entry {
             "entries {first} to {} were cut: older than {older_than}, as --audit-retention says",
             cut.sequence
         );
+        let cut_off = (Action::Cut, Outcome::Success);
+        Self { cut: Some(cut), ..Self::bare(cut_off, Actor::rollbackd(), message, time) }
+    }
+
+    /// What every entry has.
+    fn bare((action, outcome): (Action, Outcome), actor: Actor, message: String, time: Timestamp) -> Self {
         Self {
             version: FORMAT_VERSION,
             time,
-            action: Action::Cut,
-            outcome: Outcome::Success,
+            action,
+            outcome,
             message,
-            actor: Actor { user: "rollbackd".into(), groups: Vec::new(), uid: None },
+            actor,
             on_behalf_of: None,
             reason: None,
             request_id: String::new(),
@@ -252,7 +245,7 @@ impl Entry {
             new_revision: None,
             count: None,
             duration_seconds: None,
-            cut: Some(cut),
+            cut: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Action, Entry, Store, StoreError};
+use super::{Action, Entry, Store, StoreError, reads::in_time};
 use crate::domain::key::Key;
 
 impl Store {
@@ -11,10 +11,8 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn has_rollback(&self, id: Uuid) -> Result<bool, StoreError> {
-        let found: i64 = sqlx::query_scalar("SELECT count(*) FROM rollbacks WHERE id = $1")
-            .bind(id.to_string())
-            .fetch_one(&self.database.read)
-            .await?;
+        let query = sqlx::query_scalar("SELECT count(*) FROM rollbacks WHERE id = $1").bind(id.to_string());
+        let found: i64 = in_time(query.fetch_one(&self.database.read)).await?;
         Ok(found > 0)
     }
 
@@ -23,13 +21,12 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn has_reported(&self, id: Uuid, key: &Key, uid: &str) -> Result<bool, StoreError> {
-        let entries: Vec<String> =
+        let query =
             sqlx::query_scalar("SELECT entry FROM audit WHERE namespace = $1 AND name = $2 AND action = $3")
                 .bind(key.namespace.as_str())
                 .bind(key.name.as_str())
-                .bind(Action::Unrecorded.as_str())
-                .fetch_all(&self.database.read)
-                .await?;
+                .bind(Action::Unrecorded.as_str());
+        let entries: Vec<String> = in_time(query.fetch_all(&self.database.read)).await?;
         for entry in entries {
             let entry: Entry = serde_json::from_str(&entry)?;
             if entry.rollback == Some(id) && entry.uid.as_deref() == Some(uid) {

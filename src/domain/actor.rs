@@ -19,6 +19,14 @@ pub struct Actor {
     pub uid: Option<String>,
 }
 
+impl Actor {
+    /// rollbackd, as an entry has it that nobody asked for.
+    #[must_use]
+    pub fn rollbackd() -> Self {
+        Self { user: "rollbackd".to_owned(), groups: Vec::new(), uid: None }
+    }
+}
+
 /// All that a token's review says of its owner; passed on unchanged when RBAC is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Identity {

@@ -295,8 +295,8 @@ impl Rollbacks {
     #[must_use]
     pub fn open(&self, key: &Key) -> Option<Arc<Rollback>> {
         let open = self.inner.open();
-        let mine = open.values().map(|feed| feed.states.borrow().clone());
-        mine.filter(|rollback| rollback.key == *key).max_by_key(|rollback| rollback.id)
+        let all = open.values().map(|feed| feed.states.borrow().clone());
+        all.filter(|rollback| rollback.key == *key).max_by_key(|rollback| rollback.id)
     }
 }
 
@@ -405,8 +405,7 @@ impl Inner {
     ) -> Result<(), StoreError> {
         let entry = Entry::of_rollback(rollback, action, self.parts.cluster.clone(), now());
         self.parts.store.advance(before, rollback, Some(&entry)).await?;
-        self.announce(rollback);
-        self.parts.events.tell(rollback, now());
+        self.recorded(rollback);
         Ok(())
     }
 
@@ -423,8 +422,7 @@ impl Inner {
                 Err(StoreError::Moved { id, .. }) => match self.is_recorded(rollback).await {
                     // The write before this one was reported as failed and has been made all the same.
                     Ok(true) => {
-                        self.announce(rollback);
-                        self.parts.events.tell(rollback, now());
+                        self.recorded(rollback);
                         return Ok(());
                     }
                     Ok(false) => {
@@ -440,6 +438,12 @@ impl Inner {
             tracing::warn!(rollback = %id, error = %causes(&error), "an outcome is not on record yet; trying again");
             self.parts.stop.run_until_cancelled(tokio::time::sleep(wait)).await.ok_or(Stopped)?;
         }
+    }
+
+    /// Tells everybody what is on record now.
+    fn recorded(&self, rollback: &Rollback) {
+        self.announce(rollback);
+        self.parts.events.tell(rollback, now());
     }
 
     async fn is_recorded(&self, rollback: &Rollback) -> Result<bool, StoreError> {

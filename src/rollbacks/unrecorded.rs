@@ -27,8 +27,6 @@ use crate::{
 const ENTRIES: usize = 200;
 /// Until the store is asked again after it failed.
 const AGAIN: Duration = Duration::from_secs(60);
-/// Who asked, as an entry has it that nobody asked for.
-const ITSELF: &str = "rollbackd";
 
 /// A rollback, and uid and key of the DaemonSet that shows it.
 type Shown = BTreeMap<(Uuid, String), Key>;
@@ -114,7 +112,7 @@ impl Inner {
             "the cluster shows rollback {id} of {key}, which is not on record here: the record is older than it (restored from a backup?), it was made by somebody else, or its id was copied"
         );
         let origin = Origin {
-            requested_by: Actor { user: ITSELF.to_owned(), groups: Vec::new(), uid: None },
+            requested_by: Actor::rollbackd(),
             on_behalf_of: None,
             reason: None,
             request_id: request.to_string(),

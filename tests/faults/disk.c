@@ -65,32 +65,24 @@ static int fault(enum kind kind, char how[32])
 	if (!real) \
 		real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
-#define FAIL(condition, kind) \
+#define FAULT(condition, kind, instead) \
 	do { \
 		int saved = errno; \
 		char how[32]; \
 		int failed = (condition) ? fault(kind, how) : 0; \
 		if (failed) { \
+			instead; \
 			errno = failed; \
 			return -1; \
 		} \
 		errno = saved; \
 	} while (0)
 
+#define FAIL(condition, kind) FAULT(condition, kind, (void)how)
+
 /* Some of it is written where that is how the disk fails, and what is left fails when it is tried again. */
 #define WRITE(condition, count, some) \
-	do { \
-		int saved = errno; \
-		char how[32]; \
-		int failed = (condition) ? fault(WRITING, how) : 0; \
-		if (failed && strcmp(how, "short") == 0 && (count) > 1) \
-			return some; \
-		if (failed) { \
-			errno = failed; \
-			return -1; \
-		} \
-		errno = saved; \
-	} while (0)
+	FAULT(condition, WRITING, if (strcmp(how, "short") == 0 && (count) > 1) return some)
 
 ssize_t write(int fd, const void *data, size_t count)
 {

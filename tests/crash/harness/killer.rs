@@ -149,6 +149,30 @@ impl Killer<'_> {
         sleep(Duration::from_millis(self.rng.u64(..=millis))).await;
     }
 
+    /// Kills a replica and starts it again while the API server stands still: some time after the freeze, and at
+    /// most `after` milliseconds before the thaw.
+    async fn with_the_api_server_frozen(
+        &mut self,
+        replica: usize,
+        before: impl AsyncFnOnce(&mut Self),
+        after: u64,
+    ) -> anyhow::Result<()> {
+        let harness = self.harness.clone();
+        let frozen = harness.quiet.write().await;
+        self.cluster.signal("STOP")?;
+        before(self).await;
+        let killed = async {
+            self.lives[replica].kill().await?;
+            self.lives[replica] = harness.live(replica, None)?;
+            self.pause(after).await;
+            Ok::<_, anyhow::Error>(())
+        };
+        let killed = killed.await;
+        self.cluster.signal("CONT")?;
+        drop(frozen);
+        killed
+    }
+
     async fn at_random(&mut self) -> anyhow::Result<()> {
         let replica = self.rng.usize(..self.lives.len());
         match self.rng.u8(..100) {
@@ -162,20 +186,7 @@ impl Killer<'_> {
             // With the API server frozen around it.
             10..24 => {
                 self.pause(300).await;
-                let harness = self.harness.clone();
-                let frozen = harness.quiet.write().await;
-                self.cluster.signal("STOP")?;
-                self.pause(60).await;
-                let killed = async {
-                    self.lives[replica].kill().await?;
-                    self.lives[replica] = harness.live(replica, None)?;
-                    self.pause(400).await;
-                    Ok::<_, anyhow::Error>(())
-                };
-                let killed = killed.await;
-                self.cluster.signal("CONT")?;
-                drop(frozen);
-                killed?;
+                self.with_the_api_server_frozen(replica, async |killer| killer.pause(60).await, 400).await?;
                 *self.kills.entry("API server frozen".into()).or_default() += 1;
             }
             // With a patch in the frozen API server's hands, or on the way to them.
@@ -190,20 +201,8 @@ impl Killer<'_> {
                 // Some get through to the handler before the freeze, some stay in the socket.
                 let head_start = self.rng.u64(..40);
                 sleep(Duration::from_millis(head_start)).await;
-                let harness = self.harness.clone();
-                let frozen = harness.quiet.write().await;
-                self.cluster.signal("STOP")?;
-                sleep(Duration::from_millis(30)).await;
-                let killed = async {
-                    self.lives[replica].kill().await?;
-                    self.lives[replica] = harness.live(replica, None)?;
-                    self.pause(300).await;
-                    Ok::<_, anyhow::Error>(())
-                };
-                let killed = killed.await;
-                self.cluster.signal("CONT")?;
-                drop(frozen);
-                killed?;
+                let a_moment = async |_: &mut Self| sleep(Duration::from_millis(30)).await;
+                self.with_the_api_server_frozen(replica, a_moment, 300).await?;
                 let why = if came { "patch to a frozen API server" } else { "API server frozen" };
                 *self.kills.entry(why.into()).or_default() += 1;
             }
