@@ -5,7 +5,11 @@ use std::{error::Error as StdError, time::Duration};
 
 use hyper_util::client::legacy;
 
-use super::transport::Silent;
+use super::transport::{NO_STATUS, Silent};
+use crate::domain::text::cut;
+
+/// Bytes of the API server's words that are kept: far more than a person reads, and little in a record.
+const WORDS: usize = 4096;
 
 /// A request to the API server that brought no result.
 ///
@@ -74,25 +78,49 @@ fn from_status(status: kube::core::Status) -> ClusterError {
         causes.into_iter().any(|cause| cause.field == "metadata.uid")
     };
     match status.code {
+        429 => ClusterError::Busy { retry_after },
+        // A proxy in between does not know which objects there are, nor whether the API server saw the request.
+        400..=499 if status.reason == NO_STATUS => ClusterError::Unavailable {
+            problem: "gave an answer that can't be read",
+            delivery: Delivery::Unknown,
+            retry_after,
+        },
         404 => ClusterError::NotFound,
         409 => ClusterError::Conflict,
         422 if uid_changed() => ClusterError::Replaced,
         401 => ClusterError::Unauthenticated,
-        403 => ClusterError::Forbidden { message: status.message },
-        429 => ClusterError::Busy { retry_after },
+        403 => ClusterError::Forbidden { message: words(&status) },
         // Webhooks are called before anything is stored (`admission/plugin/webhook`, `NewInternalError`).
         500 if status.message.contains("failed calling webhook") => ClusterError::Unavailable {
             problem: "can't call an admission webhook that has to agree",
             delivery: Delivery::NotCarriedOut,
             retry_after,
         },
-        400..=499 => ClusterError::Refused { message: status.message },
+        400..=499 => ClusterError::Refused { message: words(&status) },
         _ => ClusterError::Unavailable {
             problem: "failed to carry out the request",
             delivery: Delivery::Unknown,
             retry_after,
         },
     }
+}
+
+/// What the API server says, without the pod template: of a patch that does not fit the object's type it
+/// repeats the whole (`patch: Invalid value: "map[…]": …` in `endpoints/handlers/patch.go`).
+fn words(status: &kube::core::Status) -> String {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let undecodable = causes.into_iter().find(|cause| cause.field == "patch");
+    let message = match undecodable {
+        Some(cause) => {
+            let why = cause.message.rsplit_once("]\": ").map(|(_, why)| why);
+            format!(
+                "the template does not have the form of a DaemonSet's: {}",
+                why.unwrap_or("it can't be read")
+            )
+        }
+        None => status.message.clone(),
+    };
+    cut(&message, WORDS).into_owned()
 }
 
 enum Problem {
@@ -117,4 +145,41 @@ fn problem(error: &kube::Error) -> Problem {
         cause = error.source();
     }
     Problem::Broken
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn error(status: &serde_json::Value) -> ClusterError {
+        from_status(serde_json::from_value(status.clone()).unwrap())
+    }
+
+    #[test]
+    fn of_a_patch_that_can_not_be_read_the_template_is_left_out() {
+        let value = r#"map[spec:map[template:map[env:S3CRET said:\"]\": S3CRET]]]"#;
+        let message = format!("Invalid value: \"{value}\": unrecognized type: int32");
+        let status = json!({
+            "code": 422, "reason": "Invalid", "message": format!(" \"\" is invalid: patch: {message}"),
+            "details": {"causes": [{"field": "patch", "reason": "FieldValueInvalid", "message": message}]},
+        });
+        let ClusterError::Refused { message } = error(&status) else { panic!() };
+        assert_eq!(message, "the template does not have the form of a DaemonSet's: unrecognized type: int32");
+        let status = json!({"code": 403, "reason": "Forbidden", "message": "x".repeat(100_000)});
+        let ClusterError::Forbidden { message } = error(&status) else { panic!() };
+        assert_eq!(message.len(), WORDS);
+    }
+
+    #[test]
+    fn what_is_no_status_tells_nothing_of_objects_and_rights() {
+        for code in [400, 401, 403, 404, 409, 410, 422] {
+            let told = error(&json!({"code": code, "reason": NO_STATUS}));
+            let lost = matches!(told, ClusterError::Unavailable { delivery: Delivery::Unknown, .. });
+            assert!(lost, "{code}: {told:?}");
+        }
+        assert!(matches!(error(&json!({"code": 429, "reason": NO_STATUS})), ClusterError::Busy { .. }));
+        assert!(matches!(error(&json!({"code": 404, "reason": "NotFound"})), ClusterError::NotFound));
+    }
 }

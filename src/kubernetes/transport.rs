@@ -24,6 +24,9 @@ use tower::{BoxError, Service};
 
 use super::liveness::{Kind, Liveness};
 
+/// The reason in the `Status` that stands for an answer that was none: no API server gives it.
+pub(super) const NO_STATUS: &str = "NoStatus";
+
 /// The API server did not answer before the deadline.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer before the deadline")]
@@ -155,9 +158,10 @@ impl Decoder {
 /// the API server's own or none.
 fn status(code: u16, retry_after: Option<u32>, body: &[u8]) -> Bytes {
     let sent = serde_json::from_slice::<Value>(body).ok();
-    let mut status = sent
-        .filter(|value| value["kind"] == "Status" && value["apiVersion"] == "v1")
-        .unwrap_or_else(|| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure"}));
+    let mut status =
+        sent.filter(|value| value["kind"] == "Status" && value["apiVersion"] == "v1").unwrap_or_else(
+            || json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": NO_STATUS}),
+        );
     status["code"] = code.into();
     if !status["message"].is_string() {
         status["message"] = format!("the API server answered {code}").into();

@@ -255,3 +255,31 @@ async fn listed(space: &Space, api: &Api, name: &str, newest: i64) -> Vec<Value>
     })
     .await
 }
+
+#[tokio::test]
+#[ignore = "needs what only a real API server stores"]
+async fn what_the_api_server_repeats_of_a_template_it_can_not_read_goes_nowhere() {
+    let space = Space::new(ControlPlane::shared()).await;
+    let (uid, mut data) = agent(&space).await;
+    let template = &mut data["spec"]["template"];
+    template["metadata"]["annotations"] = json!({"big": "x".repeat(100_000)});
+    template["spec"]["containers"][0]["env"] = json!([{"name": "PASSWORD", "value": "S3CRET"}]);
+    template["spec"]["containers"][0]["ports"] = json!([{"containerPort": "http"}]);
+    plant(&space, &uid, "agent-odd", 7, data.to_string().as_bytes()).await;
+    let rollbackd = Rollbackd::start().await;
+    let body = json!({"toRevision": "agent-odd"});
+    let refused = until("the planted revision to be adopted", async || {
+        let refused = rollbackd.api.post(&format!("{}/rollback", space.path("agent")), &body).await;
+        if refused.text.contains("does not have the form") { Ok(refused) } else { Err(refused) }
+    })
+    .await;
+    let problem = refused.problem(422, "refused-by-api-server");
+    assert!(problem["detail"].as_str().unwrap().ends_with("unrecognized type: int32"), "{problem}");
+    let query = format!("?namespace={}", space.namespace);
+    for path in ["/rollbacks", "/audit"] {
+        let told = rollbackd.api.get(&format!("{path}{query}")).await;
+        assert!(told.text.contains("does not have the form of a DaemonSet's"), "{path}: {told:?}");
+        assert!(!told.text.contains("S3CRET") && told.text.len() < 20_000, "{path}: {told:?}");
+    }
+    assert!(!refused.text.contains("S3CRET"));
+}

@@ -112,6 +112,9 @@ async fn reads_that_fail_before_the_plan_are_told_and_leave_nothing() {
     };
     for fault in [
         Fault::Answer { status: 500, headers: vec![], body: HTML },
+        // Of a proxy, which knows of no DaemonSets.
+        Fault::Answer { status: 404, headers: vec![("content-type", "text/html")], body: HTML },
+        Fault::Answer { status: 403, headers: vec![("content-type", "text/html")], body: HTML },
         Fault::Answer { status: 200, headers: vec![], body: HTML },
         Fault::CutBefore,
         Fault::CutAfter,
@@ -134,6 +137,7 @@ async fn a_patch_that_was_not_carried_out_is_abandoned() {
     for fault in [
         Fault::Answer { status: 500, headers: vec![], body: HTML },
         Fault::Answer { status: 502, headers: vec![("content-type", "text/html")], body: HTML },
+        Fault::Answer { status: 404, headers: vec![("content-type", "text/html")], body: HTML },
         Fault::Answer { status: 504, headers: vec![("retry-after", "3")], body: "RAW-TEXT" },
         Fault::CutBefore,
         Fault::Silence,
@@ -155,7 +159,7 @@ async fn a_patch_that_was_not_carried_out_is_abandoned() {
     }
     assert_eq!(
         rollbackd.api.actions(&space.namespace).await,
-        ["rollback.requested", "rollback.failed"].repeat(5)
+        ["rollback.requested", "rollback.failed"].repeat(6)
     );
     rollbackd.api.post(&path, &json!({"toRevision": 1})).await.expect(202);
 }

@@ -86,7 +86,8 @@ async fn rights_granted_are_rights_used() {
     let rollback = format!("{path}/rollback");
     api.post(&rollback, &json!({"toRevision": 1, "dryRun": true})).await.expect(200);
     // A 403 to the patch: whose right is missing is asked.
-    let forbidden = Fault::Answer { status: 403, headers: Vec::new(), body: "{}" };
+    const FORBIDDEN: &str = r#"{"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "Forbidden"}"#;
+    let forbidden = Fault::Answer { status: 403, headers: Vec::new(), body: FORBIDDEN };
     rollbackd.faults.inject(1, forbidden, patch);
     api.post(&rollback, &json!({"toRevision": 1})).await.problem(422, "refused-by-api-server");
     // A lost answer, which is settled.
