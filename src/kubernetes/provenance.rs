@@ -72,6 +72,9 @@ enum How {
     InGap,
     /// The watch told of it as it came up.
     Watched(Instant),
+    /// It came up as [`How::Watched`], and both watches had shown everything when it was found to be planted: no
+    /// later gap makes it better.
+    Planted,
 }
 
 /// A time in which the watch of DaemonSets may have missed something.
@@ -91,14 +94,15 @@ impl Provenance {
     /// How far a revision of a DaemonSet, both read fresh, can be trusted.
     #[must_use]
     pub fn standing(&self, daemonset: &DaemonSet, revision: &Revision) -> Standing {
-        let seen = self.seen();
-        let lived = seen.daemonsets.get(&daemonset.key);
+        let mut seen = self.seen();
+        let Seen { daemonsets, revisions, gaps } = &mut *seen;
+        let lived = daemonsets.get(&daemonset.key);
         if let (Some(lived), Ok(template)) = (lived, &revision.template)
             && lived.templates.contains(&template.fingerprint())
         {
             return Standing::Trusted;
         }
-        let Some(appearance) = seen.revisions.get(&revision.uid) else { return Standing::NotSeen };
+        let Some(appearance) = revisions.get_mut(&revision.uid) else { return Standing::NotSeen };
         let name = daemonset.key.name.as_str();
         if appearance.how == How::Before && appearance.owner.as_deref().is_none_or(|owner| owner == name) {
             return Standing::Trusted;
@@ -109,10 +113,14 @@ impl Provenance {
         match appearance.how {
             _ if !caught_up => Standing::NotSeen,
             How::InGap => Standing::Unwatched,
-            How::Watched(at) if seen.gaps.iter().any(|gap| gap.holds(&daemonset.key.namespace, at)) => {
+            How::Watched(at) if gaps.iter().any(|gap| gap.holds(&daemonset.key.namespace, at)) => {
                 Standing::Unwatched
             }
-            How::Before | How::Watched(_) => Standing::Planted,
+            How::Watched(_) => {
+                appearance.how = How::Planted;
+                Standing::Planted
+            }
+            How::Before | How::Planted => Standing::Planted,
         }
     }
 
@@ -343,6 +351,11 @@ mod tests {
         assert_eq!(of("r-early", "early"), Standing::Planted);
         assert_eq!(of("r-within", "within"), Standing::Unwatched);
         assert_eq!(of("r-late", "late"), Standing::Planted);
+        // A gap makes nothing better that was found before it.
+        watch.applied(&observed("r-unasked", "unasked"));
+        provenance.gap_begins(None);
+        assert_eq!(of("r-late", "late"), Standing::Planted);
+        assert_eq!(of("r-unasked", "unasked"), Standing::Unwatched);
 
         watch.list_begins();
         for (uid, image) in [("r-a", "a"), ("r-late", "late"), ("r-relisted", "relisted")] {
