@@ -229,7 +229,8 @@ fn in_each_session(pool: AnyPoolOptions, sql: &'static str) -> AnyPoolOptions {
 /// Keeps a second process off the file: each would settle what the other is still making. The lock
 /// goes with the process, however that ends.
 fn lock(file: &Path) -> Result<File, StoreError> {
-    let mut name = file.as_os_str().to_owned();
+    // By whatever symbolic link it is named.
+    let mut name = file.canonicalize().unwrap_or_else(|_| file.to_owned()).into_os_string();
     name.push(".lock");
     let lock = File::create(name).map_err(sqlx::Error::Io)?;
     match lock.try_lock() {

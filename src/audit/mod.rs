@@ -16,6 +16,7 @@ mod reads;
 mod retention;
 mod schema;
 mod store;
+mod trouble;
 mod unrecorded;
 mod url;
 
@@ -26,6 +27,7 @@ pub use export::{ExportError, export};
 pub use keys::{NewKey, UsedKey};
 pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
 pub use store::{Store, StoreError};
+pub use trouble::Trouble;
 pub use url::{InvalidStoreUrl, StoreUrl};
 
 use jiff::{Timestamp, fmt::temporal::DateTimePrinter};

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::{
-    Entry, Head, NewKey, StoreUrl, chain, claims,
+    Entry, Head, NewKey, StoreUrl, Trouble, chain, claims,
     database::{Database, TURN},
     keys, time_text,
 };
@@ -24,7 +24,7 @@ use crate::{
 
 /// How long a write may take in all: a disk that hangs must not hang whoever waits for it.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long the answer to [`Store::can_write`] is good.
+/// How long the answer of [`Store::trouble`] is good.
 const RECHECK: Duration = Duration::from_secs(2);
 
 /// Keeps rollbacks and audit entries.
@@ -35,7 +35,20 @@ pub struct Store {
     pub(super) holder: String,
     metrics: Metrics,
     log: Option<AuditLog>,
-    checked: Arc<Mutex<Option<(Instant, bool)>>>,
+    checked: Arc<Mutex<Option<Check>>>,
+}
+
+/// What a look at the store has found.
+#[derive(Clone, Copy, Debug)]
+struct Check {
+    at: Instant,
+    trouble: Option<Trouble>,
+}
+
+impl Check {
+    fn now(trouble: Option<Trouble>) -> Self {
+        Self { at: Instant::now(), trouble }
+    }
 }
 
 /// Why the store did not take or give something.
@@ -91,22 +104,23 @@ impl Store {
         Ok(Self { database, holder: claims::new_holder(), metrics, log, checked: Arc::default() })
     }
 
-    /// Whether the store can write: tries it, at most once in [`RECHECK`].
-    pub async fn can_write(&self) -> bool {
+    /// What keeps the store from writing: tries it, at most once in [`RECHECK`].
+    pub async fn trouble(&self) -> Option<Trouble> {
         let mut checked = self.checked.lock().await;
-        if let Some((at, can)) = *checked
-            && at.elapsed() < RECHECK
+        if let Some(check) = *checked
+            && check.at.elapsed() < RECHECK
         {
-            return can;
+            return check.trouble;
         }
         let probe = async {
             self.database.holds_its_place().await?;
             sqlx::query("UPDATE probe SET written = written + 1").execute(&self.database.write).await?;
             Ok::<_, StoreError>(())
         };
-        let can = matches!(tokio::time::timeout(TURN, probe).await, Ok(Ok(())));
-        *checked = Some((Instant::now(), can));
-        can
+        let written = tokio::time::timeout(TURN, probe).await.unwrap_or(Err(StoreError::Silent));
+        let trouble = written.as_ref().err().map(Trouble::from);
+        *checked = Some(Check::now(trouble));
+        trouble
     }
 
     /// Records a new rollback, its first entry, and the key that makes it, if there is one. This process holds
@@ -243,11 +257,11 @@ impl Store {
             write.await
         };
         let result = within_deadline(write).await;
-        let failed = result.as_ref().is_err_and(StoreError::is_trouble);
-        self.metrics.store_write(started.elapsed(), failed);
+        let trouble = result.as_ref().err().filter(|error| error.is_trouble()).map(Trouble::from);
+        self.metrics.store_write(started.elapsed(), trouble.is_some());
         // What is known of the store is newer than the last check of it.
         if let Ok(mut checked) = self.checked.try_lock() {
-            *checked = Some((Instant::now(), !failed));
+            *checked = Some(Check::now(trouble));
         }
         result
     }

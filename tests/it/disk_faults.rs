@@ -161,7 +161,8 @@ async fn what_cannot_be_written_is_not_done_and_it_recovers_by_itself() {
         assert_eq!(api.get("/readyz").await.text, "ok", "{how}");
         until("the store to be called degraded", async || {
             let ready = api.get("/readyz?verbose").await;
-            let said = ready.text.contains("store degraded: no rollback can be recorded");
+            let what = if how == "ENOSPC" { ": the disk is full\n" } else { ": " };
+            let said = ready.text.contains(&format!("store degraded: no rollback can be recorded{what}"));
             if ready.status == 200 && said { Ok(()) } else { Err(ready) }
         })
         .await;
@@ -331,5 +332,21 @@ async fn a_file_that_is_damaged_anywhere_makes_no_rollback_without_record() {
     // Each way out was met, or the test tests less than it says.
     for way in ["it does not start", "a rollback was refused"] {
         assert!(found.iter().any(|(_, met)| *met == way), "{way}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_by_whatever_link_it_names_the_file() {
+    let disk = Disk::new();
+    let (_running, _) = disk.start().await;
+    let link = disk.folder.path().join("link.db");
+    std::os::unix::fs::symlink(disk.file(), &link).unwrap();
+    for file in [disk.file(), link] {
+        let store = format!("sqlite:{}", file.display());
+        let mut second = Command::new(env!("CARGO_BIN_EXE_rollbackd"));
+        let output = second.args(["sandbox", "--listen", "127.0.0.1:0", "--store", &store]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let line = format!("error: --store {store}: another process uses it");
+        assert!(output.status.code() == Some(1) && said.lines().any(|it| it == line), "{said}");
     }
 }

@@ -112,10 +112,9 @@ pub async fn get_readiness(
         (true, true) => format!("[+]watches stale for {} s", staleness.as_secs()),
         (true, false) => "[+]watches ok".to_owned(),
     };
-    let store = if app.store.can_write().await {
-        "[+]store ok"
-    } else {
-        "[+]store degraded: no rollback can be recorded"
+    let store = match app.store.trouble().await {
+        None => "[+]store ok".to_owned(),
+        Some(trouble) => format!("[+]store degraded: no rollback can be recorded: {trouble}"),
     };
     let shutdown = if draining { "[-]shutdown in progress" } else { "[+]shutdown ok" };
     let verdict = if ready { "readyz check passed" } else { "readyz check failed" };

@@ -5,7 +5,7 @@
 
 mod kind;
 
-use std::{error::Error as StdError, time::Duration};
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -24,6 +24,7 @@ use crate::{
     },
     kubernetes::ClusterError,
     rollbacks::{Failure, RollbackError},
+    telemetry::causes,
 };
 
 /// An error on its way to the caller.
@@ -302,7 +303,7 @@ impl From<AuthError> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        tracing::error!(error = &error as &dyn StdError, "the audit store failed");
+        tracing::error!(error = %causes(&error), "a request failed by the audit store");
         match error {
             StoreError::Url
             | StoreError::Database(_)
