@@ -1,13 +1,14 @@
 //! Flags and their environment variables.
 
 use std::{
+    ffi::OsStr,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser, error::ErrorKind};
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
@@ -66,7 +67,7 @@ pub struct StoreArgs {
         hide_env_values = true,
         value_name = "URL",
         default_value = DEFAULT_STORE,
-        value_parser = store_url
+        value_parser = StoreUrlParser
     )]
     url: StoreUrl,
 
@@ -142,7 +143,7 @@ pub struct ServeArgs {
 
     /// How long audit entries are kept, such as 400d; what is older is cut off within a day, and the audit says so
     /// [default: for ever]
-    #[arg(long, env = "ROLLBACKD_AUDIT_RETENTION", value_name = "DURATION", value_parser = retention)]
+    #[arg(long, env = "ROLLBACKD_AUDIT_RETENTION", value_name = "DURATION", value_parser = retention, allow_hyphen_values = true)]
     pub audit_retention: Option<SignedDuration>,
 
     /// How callers are authenticated
@@ -196,7 +197,7 @@ pub struct ServeArgs {
     pub cluster_name: Option<String>,
 
     /// A rollout that has not moved for this long is called stalled
-    #[arg(long, env = "ROLLBACKD_STALL_AFTER", value_name = "DURATION", default_value = "10m", value_parser = positive_duration)]
+    #[arg(long, env = "ROLLBACKD_STALL_AFTER", value_name = "DURATION", default_value = "10m", value_parser = positive_duration, allow_hyphen_values = true)]
     pub stall_after: Duration,
 
     /// Refuse rollbacks that give no reason
@@ -204,7 +205,7 @@ pub struct ServeArgs {
     pub require_reason: bool,
 
     /// How long to go on accepting connections after SIGTERM, while endpoints update
-    #[arg(long, env = "ROLLBACKD_DRAIN_DELAY", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    #[arg(long, env = "ROLLBACKD_DRAIN_DELAY", value_name = "DURATION", default_value = "5s", value_parser = duration, allow_hyphen_values = true)]
     pub drain_delay: Duration,
 }
 
@@ -216,15 +217,15 @@ pub struct SandboxArgs {
     pub listen: SocketAddr,
 
     /// How many nodes the simulated cluster has
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100), allow_negative_numbers = true)]
     pub nodes: u16,
 
     /// How much faster than real pods the simulated ones start and stop
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = speed)]
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = speed, allow_negative_numbers = true)]
     pub speed: f64,
 
     /// Where rollbacks and the audit are kept: sqlite:PATH [default: in memory]
-    #[arg(long, value_name = "URL", value_parser = store_url)]
+    #[arg(long, value_name = "URL", value_parser = StoreUrlParser)]
     pub store: Option<StoreUrl>,
 }
 
@@ -303,12 +304,25 @@ impl ServeArgs {
     }
 }
 
-fn store_url(text: &str) -> Result<StoreUrl, String> {
-    match text.parse::<StoreUrl>() {
+/// Reads `--store`. clap's own error repeats the value, and a password may stand in it.
+#[derive(Clone)]
+struct StoreUrlParser;
+
+impl TypedValueParser for StoreUrlParser {
+    type Value = StoreUrl;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<StoreUrl, clap::Error> {
+        let url = value.to_str().and_then(|text| text.parse::<StoreUrl>().ok());
         // What is kept in memory is no record.
-        Ok(url) if !url.is_in_memory() => Ok(url),
-        Ok(_) => Err(InvalidStoreUrl.to_string()),
-        Err(error) => Err(error.to_string()),
+        url.filter(|url| !url.is_in_memory()).ok_or_else(|| {
+            let message = format!("invalid value for '--store <URL>': {InvalidStoreUrl}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
     }
 }
 
@@ -410,6 +424,9 @@ mod tests {
             ("--namespace", "A"),
             ("--cluster-name", "a\u{1b}[0m"),
             ("--stall-after", "0s"),
+            ("--stall-after", "-1s"),
+            ("--drain-delay", "-1s"),
+            ("--audit-retention", "-1d"),
             ("--audit-retention", "23h"),
             ("--audit-retention", "1 month"),
             ("--drain-delay", "soon"),
@@ -436,10 +453,28 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_can_not_be_read_is_not_repeated() {
+        for url in [
+            "postgres://u:s3cret@127.0.0.1:bad/x",
+            "postgres://u:s3/cret@h/x",
+            "postgres://[::1/x?password=s3",
+        ] {
+            let error = serve(&["--store", url]).unwrap_err();
+            assert!(error.contains("--store") && !error.contains("s3"), "{error}");
+        }
+    }
+
+    #[test]
     fn the_sandbox_has_bounds() {
-        for (flag, value) in
-            [("--nodes", "0"), ("--nodes", "101"), ("--speed", "0"), ("--speed", "nan"), ("--store", "x")]
-        {
+        for (flag, value) in [
+            ("--nodes", "0"),
+            ("--nodes", "-1"),
+            ("--nodes", "101"),
+            ("--speed", "0"),
+            ("--speed", "-1"),
+            ("--speed", "nan"),
+            ("--store", "x"),
+        ] {
             let parsed = Cli::try_parse_from(["rollbackd", "sandbox", flag, value]);
             let error = parsed.unwrap_err().to_string();
             assert!(error.contains(flag), "{flag} {value}: {error}");

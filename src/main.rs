@@ -107,7 +107,8 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
         println!("and {untold} more");
     }
     if !report.is_whole() {
-        anyhow::bail!("{what} is not what was written ({} findings)", report.found);
+        let findings = if report.found == 1 { "finding" } else { "findings" };
+        anyhow::bail!("{what} is not what was written ({} {findings})", report.found);
     }
     let (sequence, hash) = report.head;
     println!("whole: {} entries, head {sequence} {hash}", report.entries);
