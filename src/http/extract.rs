@@ -8,7 +8,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
 };
 use http::{HeaderMap, StatusCode, header, request::Parts};
-use jiff::Timestamp;
+use jiff::{Timestamp, civil::date, fmt::temporal::Pieces};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -109,6 +109,12 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
         let query = parts.uri.query().unwrap_or_default();
+        // No name and no text has it, and PostgreSQL can't even compare with it.
+        if let Some((name, _)) =
+            form_urlencoded::parse(query.as_bytes()).find(|(_, value)| value.contains('\0'))
+        {
+            return Err(Problem::parameter(&name, "expected text without NUL"));
+        }
         let mut names = HashSet::new();
         if let Some((twice, _)) =
             form_urlencoded::parse(query.as_bytes()).find(|(name, _)| !names.insert(name.clone()))
@@ -181,7 +187,14 @@ where
 /// 400 that names the parameter.
 pub fn time(parameter: &str, text: Option<&str>) -> Result<Option<Timestamp>, Problem> {
     let expected = || Problem::parameter(parameter, "expected an RFC 3339 time such as 2026-11-23T03:00:00Z");
-    text.map(str::parse).transpose().map_err(|_| expected())
+    // The end of what RFC 3339 can write, which some take for "no end", is beyond the last `Timestamp`.
+    let last = |text: &str| {
+        let pieces = Pieces::parse(text).ok()?;
+        let whole = pieces.time().is_some() && pieces.offset().is_some();
+        (whole && pieces.date() >= date(9999, 12, 30)).then_some(Timestamp::MAX)
+    };
+    let read = |text: &str| text.parse().ok().or_else(|| last(text)).ok_or_else(expected);
+    text.map(read).transpose()
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -229,4 +242,19 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
             Segment::Enum { .. } | Segment::Unknown => None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_reach_to_the_end_of_rfc_3339() {
+        let read = |text| time("until", Some(text)).ok().flatten();
+        assert_eq!(read("9999-12-31T23:59:59Z"), Some(Timestamp::MAX));
+        assert_eq!(read("1970-01-01T00:00:01Z"), Some(Timestamp::from_second(1).unwrap()));
+        for text in ["", "9999-12-31", "9999-12-31T23:59:59", "9999-12-32T00:00:00Z", "soon"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
 }

@@ -75,11 +75,21 @@ fn accept(headers: &HeaderMap) -> Result<Option<Accept>, Problem> {
     if ranges().all(str::is_empty) {
         return Ok(None);
     }
-    let readable: Vec<&str> = ranges().filter(|range| range.parse::<Accept>().is_ok()).collect();
+    let readable: Vec<String> =
+        ranges().filter(|range| range.parse::<Accept>().is_ok()).map(without_charset).collect();
     if readable.is_empty() {
         return Err(unreadable());
     }
     readable.join(",").parse().map(Some).map_err(|_| unreadable())
+}
+
+/// A range without a charset that every answer has.
+fn without_charset(range: &str) -> String {
+    let is_ours = |parameter: &str| {
+        let parameter = parameter.trim().to_ascii_lowercase();
+        parameter == "charset=utf-8" || parameter == "charset=\"utf-8\""
+    };
+    range.split(';').filter(|part| !is_ours(part)).collect::<Vec<_>>().join(";")
 }
 
 fn unreadable() -> Problem {
@@ -108,6 +118,9 @@ mod tests {
         assert_eq!(pick("image/png", &all), Err(Kind::NotAcceptable));
         assert_eq!(pick("text/event-stream", &[Form::Json, Form::EventStream]), Ok(Form::EventStream));
         assert_eq!(pick("text/plain, *; q=.2", &all), Ok(Form::Text));
+        assert_eq!(pick("text/plain; charset=UTF-8;q=0.9, application/yaml;q=0.5", &all), Ok(Form::Text));
+        assert_eq!(pick("application/json;charset=\"utf-8\"", &all), Ok(Form::Json));
+        assert_eq!(pick("text/plain; charset=latin1", &all), Err(Kind::NotAcceptable));
         assert_eq!(pick(";;;", &all), Err(Kind::InvalidRequest));
     }
 }

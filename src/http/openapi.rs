@@ -81,6 +81,21 @@ pub fn complete(spec: &mut Spec) {
             );
             impersonation(operation);
         }
+        plain_errors(operation);
+    }
+}
+
+/// Each problem can be had as one plain line.
+fn plain_errors(operation: &mut Operation) {
+    for response in operation.responses.responses.values_mut() {
+        let RefOr::T(response) = response else { continue };
+        if response.content.contains_key("application/problem+json") {
+            let text = ObjectBuilder::new().schema_type(utoipa::openapi::Type::String).build();
+            response
+                .content
+                .entry("text/plain".to_owned())
+                .or_insert_with(|| Content::new(Some(text)).into());
+        }
     }
 }
 

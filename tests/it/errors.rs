@@ -162,6 +162,8 @@ async fn a_bad_query_is_a_400_problem_that_names_the_parameter() {
         ("/audit?action=rollback", "action"),
         ("/audit?outcome=ok", "outcome"),
         ("/audit?until=2026-13-01T00:00:00Z", "until"),
+        ("/audit?actor=a%00b", "actor"),
+        ("/rollbacks?actor=%00", "actor"),
         ("/audit?after=-1", "after"),
         ("/audit?after=x", "after"),
         ("/audit?limit=1001", "limit"),
@@ -202,9 +204,11 @@ async fn a_form_that_can_not_be_made_is_a_406_problem() {
             assert_eq!(named(&answer.problem(406, "not-acceptable")), "header Accept", "{path} {accept}");
         }
         for form in offered {
-            let answer = rollbackd.api.get_as(&path, form).await;
-            assert_eq!(answer.status, 200, "{path} {form}: {answer:?}");
-            assert!(answer.header("content-type").starts_with(form), "{path} {form}: {answer:?}");
+            for accept in [form.to_owned(), format!("{form}; charset=utf-8")] {
+                let answer = rollbackd.api.get_as(&path, &accept).await;
+                assert_eq!(answer.status, 200, "{path} {accept}: {answer:?}");
+                assert!(answer.header("content-type").starts_with(form), "{path} {accept}: {answer:?}");
+            }
         }
         // What java.net.HttpURLConnection sends: `*` is no media range, and no reason to refuse.
         let java = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2";

@@ -137,6 +137,17 @@ async fn who_asked_for_a_rollback_reads_it_without_images_and_others_by_their_ri
     let events = viewer.events(&path).await.into_all().await;
     assert_eq!(events.last().unwrap().data["to"]["images"][0]["image"], "img:1");
     half.get(&format!("{}/revisions", space.path("agent"))).await.problem(403, "forbidden");
+
+    // Nor do pages tell of what is not shown.
+    roller.post(&rollback(&space), &json!({"toRevision": 2})).await.expect(202);
+    for query in ["&limit=1", "&limit=1&name=agent", "&limit=1&name=none", "&limit=2"] {
+        assert_eq!(nobody.get(&format!("{list}{query}")).await.expect(200), json!({"items": []}), "{query}");
+    }
+    let first = viewer.get(&format!("{list}&limit=1")).await.expect(200);
+    let next = format!("{list}&limit=1&continue={}", first["continue"].as_str().unwrap());
+    let second = viewer.get(&next).await.expect(200);
+    assert_eq!((&second["items"][0]["id"], &second["continue"]), (&made["id"], &Value::Null));
+    assert_ne!(first["items"][0]["id"], made["id"]);
 }
 
 #[tokio::test]

@@ -265,8 +265,9 @@ pub async fn roll_back(
         request_id,
         source: Some(source.to_string()),
     };
-    let (caller, grant) = app.rollbacks.authorize(arrival, &key, &origin, request.mode).await?;
     let meanwhile = kubectl::undo_command(&key, &request);
+    let authorized = app.rollbacks.authorize(arrival, &key, &origin, request.mode).await;
+    let (caller, grant) = authorized.map_err(|error| Problem::from(error).or_type(meanwhile.clone()))?;
     let Answer { result, told } = app.rollbacks.roll_back(grant, origin, request, terms).await;
     let mut response = match result {
         Ok(outcome) => {

@@ -160,6 +160,9 @@ async fn sees(app: &App, caller: &Caller, rollback: &Rollback) -> Result<bool, P
     Ok(false)
 }
 
+/// How many rollbacks are read at once where some on the way can't be shown.
+const LATER_BATCH: u32 = 1000;
+
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
@@ -176,8 +179,7 @@ pub struct ListQuery {
 
 /// List the rollbacks made here
 ///
-/// Those of DaemonSets that the caller may `get`, and the caller's own. A page may hold fewer items than
-/// `limit`, even none, and still have a `continue`: what the caller may not see is left out.
+/// Those of DaemonSets that the caller may `get`, and the caller's own. Nothing tells of others.
 #[utoipa::path(
     get, path = "/rollbacks", tag = "rollbacks",
     params(
@@ -204,7 +206,7 @@ pub async fn list_rollbacks(
     negotiate(&headers, &[Form::Json])?;
     let limit = page::limit(query.limit.as_deref(), 100, 1000)?;
     let before = page::after(query.r#continue.as_deref(), &query)?;
-    let filter = RollbackFilter {
+    let mut filter = RollbackFilter {
         namespace: query.namespace.clone(),
         name: query.name.clone(),
         state: query.state,
@@ -212,16 +214,31 @@ pub async fn list_rollbacks(
         since: time("since", query.since.as_deref())?,
         before,
     };
-    let mut found = app.store.rollbacks(&filter, limit + 1).await?;
-    let more = found.len() > limit as usize;
-    found.truncate(limit as usize);
-    let next = found.last().filter(|_| more).map(|rollback| page::token(&rollback.id, &query));
-    let mut items = Vec::new();
-    for rollback in found {
-        if sees(&app, &caller, &rollback).await? {
-            let depth = app.depth(&caller, &rollback.key.namespace).await;
-            items.push(RollbackView::of(&app, &rollback, depth));
+    let most = limit as usize;
+    let mut seen = Vec::new();
+    // On until a page is full or all are read: where a page ends must not tell of what the caller may not see.
+    let mut batch = limit + 1;
+    loop {
+        let found = app.store.rollbacks(&filter, batch).await?;
+        let last = found.len() < batch as usize;
+        batch = LATER_BATCH;
+        filter.before = found.last().map(|rollback| rollback.id);
+        for rollback in found {
+            if seen.len() <= most && sees(&app, &caller, &rollback).await? {
+                seen.push(rollback);
+            }
         }
+        if last || seen.len() > most {
+            break;
+        }
+    }
+    let more = seen.len() > most;
+    seen.truncate(most);
+    let next = seen.last().filter(|_| more).map(|rollback| page::token(&rollback.id, &query));
+    let mut items = Vec::new();
+    for rollback in seen {
+        let depth = app.depth(&caller, &rollback.key.namespace).await;
+        items.push(RollbackView::of(&app, &rollback, depth));
     }
     Ok(JsonAnswer(RollbackList { items, next }))
 }
