@@ -6,6 +6,7 @@
 
 use std::{
     fs::{File, TryLockError},
+    io::ErrorKind,
     path::Path,
     str::FromStr,
     sync::Arc,
@@ -229,8 +230,14 @@ fn in_each_session(pool: AnyPoolOptions, sql: &'static str) -> AnyPoolOptions {
 /// Keeps a second process off the file: each would settle what the other is still making. The lock
 /// goes with the process, however that ends.
 fn lock(file: &Path) -> Result<File, StoreError> {
-    // By whatever symbolic link it is named.
-    let mut name = file.canonicalize().unwrap_or_else(|_| file.to_owned()).into_os_string();
+    // By whatever symbolic link it is named. What is missing is made: SQLite takes an empty file.
+    let real = match file.canonicalize() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            File::options().create(true).append(true).open(file).and_then(|_| file.canonicalize())
+        }
+        found => found,
+    };
+    let mut name = real.map_err(sqlx::Error::Io)?.into_os_string();
     name.push(".lock");
     let lock = File::create(name).map_err(sqlx::Error::Io)?;
     match lock.try_lock() {

@@ -61,6 +61,7 @@ fn of_engine(code: &str) -> Trouble {
         _ if code.len() == 5 && ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class)) => {
             return Trouble::OutOfReach;
         }
+        _ if code.len() == 5 => return Trouble::Failing,
         _ => {}
     }
     match code.parse::<u32>().map(|code| code & 0xff) {
@@ -92,6 +93,7 @@ mod tests {
             ("57P03", Trouble::OutOfReach),
             ("28P01", Trouble::OutOfReach),
             ("42P01", Trouble::Failing),
+            ("22024", Trouble::Failing),
             ("", Trouble::Failing),
         ] {
             assert_eq!(of_engine(code), trouble, "{code}");

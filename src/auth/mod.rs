@@ -254,7 +254,9 @@ impl Authority {
 }
 
 impl Caller {
-    fn denied(&self, access: Access) -> Denied {
+    /// What this caller is told who may not do it.
+    #[must_use]
+    pub fn denied(&self, access: Access) -> Denied {
         let user = self.subject.as_ref().map(|subject| subject.identity.actor.user.clone());
         Denied { user: user.unwrap_or_default(), access: access.into() }
     }

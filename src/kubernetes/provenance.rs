@@ -116,8 +116,11 @@ impl Provenance {
             How::Watched(at) if gaps.iter().any(|gap| gap.holds(&daemonset.key.namespace, at)) => {
                 Standing::Unwatched
             }
-            How::Watched(_) => {
-                appearance.how = How::Planted;
+            How::Watched(at) => {
+                // Not while the watch of DaemonSets may yet show its template, if it does so by a list.
+                if at.elapsed() > AFTER_GAP {
+                    appearance.how = How::Planted;
+                }
                 Standing::Planted
             }
             How::Before | How::Planted => Standing::Planted,
@@ -351,7 +354,9 @@ mod tests {
         assert_eq!(of("r-early", "early"), Standing::Planted);
         assert_eq!(of("r-within", "within"), Standing::Unwatched);
         assert_eq!(of("r-late", "late"), Standing::Planted);
-        // A gap makes nothing better that was found before it.
+        // A gap makes nothing better that was found a while before it.
+        tokio::time::advance(AFTER_GAP + Duration::from_secs(1)).await;
+        assert_eq!(of("r-late", "late"), Standing::Planted);
         watch.applied(&observed("r-unasked", "unasked"));
         provenance.gap_begins(None);
         assert_eq!(of("r-late", "late"), Standing::Planted);

@@ -338,10 +338,12 @@ async fn a_file_that_is_damaged_anywhere_makes_no_rollback_without_record() {
 #[tokio::test]
 async fn a_second_process_is_refused_by_whatever_link_it_names_the_file() {
     let disk = Disk::new();
+    // The first makes the file through a link that leads to none yet.
+    let (target, link) = (disk.folder.path().join("target.db"), disk.folder.path().join("link.db"));
+    std::os::unix::fs::symlink(&target, disk.file()).unwrap();
     let (_running, _) = disk.start().await;
-    let link = disk.folder.path().join("link.db");
-    std::os::unix::fs::symlink(disk.file(), &link).unwrap();
-    for file in [disk.file(), link] {
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    for file in [disk.file(), target, link] {
         let store = format!("sqlite:{}", file.display());
         let mut second = Command::new(env!("CARGO_BIN_EXE_rollbackd"));
         let output = second.args(["sandbox", "--listen", "127.0.0.1:0", "--store", &store]).output().unwrap();
