@@ -623,36 +623,35 @@ async fn who_claim_at_once_get_disjoint_sets_that_are_all_there_is() {
         open.insert(rollback.id);
     }
     dead.release().await.unwrap();
-    let mut stores = Vec::new();
-    for _ in 0..6 {
-        stores.push(place.open().await);
-    }
-    let claims = stores.into_iter().map(|store| {
-        tokio::spawn(async move {
-            let mut mine = Vec::new();
-            loop {
-                let claimed = store.claim().await.unwrap();
-                if claimed.is_empty() {
-                    // What others were locking has been taken by them.
-                    return (store, mine);
-                }
-                mine.extend(claimed);
-            }
-        })
-    });
+    // Another one is in the middle of taking the oldest ten.
+    let mut raw = place.raw().await;
+    let mut taking = raw.begin().await.unwrap();
+    let ten = "SELECT id FROM rollbacks WHERE open ORDER BY id LIMIT 10 FOR UPDATE";
+    assert_eq!(taking.fetch_all(ten).await.unwrap().len(), 10);
+    let stores = join_all((0..6).map(|_| place.open())).await;
+    let claimed = join_all(stores.iter().map(Store::claim)).await;
     let mut taken = BTreeSet::new();
     let mut holders = 0;
-    for claim in claims.collect::<Vec<_>>() {
-        let (store, mine) = claim.await.unwrap();
-        holders += usize::from(!mine.is_empty());
-        for mut rollback in mine {
+    let mut keep = async |store: &Store, claimed: Vec<Rollback>| {
+        for mut rollback in claimed {
             assert_eq!(rollback.epoch, 2);
             assert!(taken.insert(rollback.id), "{} was taken twice", rollback.id);
-            advance(&store, &mut rollback, RollbackState::Failed).await.unwrap();
+            advance(store, &mut rollback, RollbackState::Failed).await.unwrap();
         }
+        taken.len()
+    };
+    for (store, claimed) in stores.iter().zip(claimed) {
+        let claimed = claimed.unwrap();
+        holders += usize::from(!claimed.is_empty());
+        keep(store, claimed).await;
     }
+    assert!(holders > 2, "one took more than a batch");
+    // That one gives up, and what it had locked is free.
+    taking.rollback().await.unwrap();
+    let left = stores[0].claim().await.unwrap();
+    assert_eq!(left.len(), 10);
+    keep(&stores[0], left).await;
     assert_eq!(taken, open);
-    assert!(holders > 1, "all was taken by one");
     place.assert_whole(260).await;
 }
 
