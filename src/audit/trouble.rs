@@ -54,15 +54,14 @@ impl From<&StoreError> for Trouble {
 /// By SQLite's result codes, whose lowest byte is the primary one, and PostgreSQL's SQLSTATEs, which have five
 /// characters.
 fn of_engine(code: &str) -> Trouble {
-    match code {
-        "53100" => return Trouble::Full,
-        "25006" => return Trouble::ReadOnly,
-        "XX001" | "XX002" => return Trouble::Damaged,
-        _ if code.len() == 5 && ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class)) => {
-            return Trouble::OutOfReach;
-        }
-        _ if code.len() == 5 => return Trouble::Failing,
-        _ => {}
+    if code.len() == 5 {
+        return match code {
+            "53100" => Trouble::Full,
+            "25006" => Trouble::ReadOnly,
+            "XX001" | "XX002" => Trouble::Damaged,
+            _ if ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class)) => Trouble::OutOfReach,
+            _ => Trouble::Failing,
+        };
     }
     match code.parse::<u32>().map(|code| code & 0xff) {
         Ok(13) => Trouble::Full,

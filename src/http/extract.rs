@@ -109,17 +109,16 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Problem> {
         let query = parts.uri.query().unwrap_or_default();
-        // No name and no text has it, and PostgreSQL can't even compare with it.
-        if let Some((name, _)) =
-            form_urlencoded::parse(query.as_bytes()).find(|(_, value)| value.contains('\0'))
-        {
-            return Err(Problem::parameter(&name, "expected text without NUL"));
-        }
         let mut names = HashSet::new();
-        if let Some((twice, _)) =
-            form_urlencoded::parse(query.as_bytes()).find(|(name, _)| !names.insert(name.clone()))
-        {
-            return Err(Problem::parameter(&twice, "expected it once"));
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            // No name and no text has it, and PostgreSQL can't even compare with it.
+            if value.contains('\0') {
+                return Err(Problem::parameter(&name, "expected text without NUL"));
+            }
+            if names.contains(&name) {
+                return Err(Problem::parameter(&name, "expected it once"));
+            }
+            names.insert(name);
         }
         let pairs = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
         serde_path_to_error::deserialize(pairs).map(Self).map_err(|error| {

@@ -27,6 +27,7 @@ use super::{
     objects::{ObservedDaemonSet, ObservedRevision},
     provenance::{Provenance, RevisionWatch},
     selector::LabelSelector,
+    transport::NoStatus,
 };
 use crate::domain::{
     daemonset::DaemonSet,
@@ -371,6 +372,7 @@ fn problem(error: &watcher::Error) -> String {
         | watcher::Error::WatchStartFailed(error)
         | watcher::Error::WatchFailed(error) => match error {
             kube::Error::Api(status) => format!("{} {}", status.code, escape(&status.message)),
+            kube::Error::Service(error) if error.is::<NoStatus>() => error.to_string(),
             kube::Error::SerdeError(_) => "the answer can't be read".to_owned(),
             _ => "the connection failed".to_owned(),
         },

@@ -5,7 +5,7 @@ use std::{error::Error as StdError, time::Duration};
 
 use hyper_util::client::legacy;
 
-use super::transport::{NO_STATUS, Silent};
+use super::transport::{NoStatus, Silent};
 use crate::domain::text::cut;
 
 /// Bytes of the API server's words that are kept: far more than a person reads, and little in a record.
@@ -60,7 +60,11 @@ impl From<kube::Error> for ClusterError {
                 Problem::Refused => unavailable("can't be reached", Delivery::NotCarriedOut),
                 Problem::Silent => unavailable("did not answer in time", Delivery::Unknown),
                 Problem::Broken => unavailable("broke off its answer", Delivery::Unknown),
-                Problem::Garbled => unavailable("gave an answer that can't be read", Delivery::Unknown),
+                Problem::Garbled { retry_after } => Self::Unavailable {
+                    problem: "gave an answer that can't be read",
+                    delivery: Delivery::Unknown,
+                    retry_after,
+                },
             },
         }
     }
@@ -78,18 +82,12 @@ fn from_status(status: kube::core::Status) -> ClusterError {
         causes.into_iter().any(|cause| cause.field == "metadata.uid")
     };
     match status.code {
-        429 => ClusterError::Busy { retry_after },
-        // A proxy in between does not know which objects there are, nor whether the API server saw the request.
-        400..=499 if status.reason == NO_STATUS => ClusterError::Unavailable {
-            problem: "gave an answer that can't be read",
-            delivery: Delivery::Unknown,
-            retry_after,
-        },
         404 => ClusterError::NotFound,
         409 => ClusterError::Conflict,
         422 if uid_changed() => ClusterError::Replaced,
         401 => ClusterError::Unauthenticated,
         403 => ClusterError::Forbidden { message: words(&status) },
+        429 => ClusterError::Busy { retry_after },
         // Webhooks are called before anything is stored (`admission/plugin/webhook`, `NewInternalError`).
         500 if status.message.contains("failed calling webhook") => ClusterError::Unavailable {
             problem: "can't call an admission webhook that has to agree",
@@ -127,7 +125,7 @@ enum Problem {
     Refused,
     Silent,
     Broken,
-    Garbled,
+    Garbled { retry_after: Option<Duration> },
 }
 
 fn problem(error: &kube::Error) -> Problem {
@@ -139,8 +137,11 @@ fn problem(error: &kube::Error) -> Problem {
         if error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect) {
             return Problem::Refused;
         }
+        if let Some(NoStatus { retry_after, .. }) = error.downcast_ref() {
+            return Problem::Garbled { retry_after: *retry_after };
+        }
         if error.is::<serde_json::Error>() {
-            return Problem::Garbled;
+            return Problem::Garbled { retry_after: None };
         }
         cause = error.source();
     }
@@ -173,13 +174,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_status_tells_nothing_of_objects_and_rights() {
-        for code in [400, 401, 403, 404, 409, 410, 422] {
-            let told = error(&json!({"code": code, "reason": NO_STATUS}));
-            let lost = matches!(told, ClusterError::Unavailable { delivery: Delivery::Unknown, .. });
-            assert!(lost, "{code}: {told:?}");
-        }
-        assert!(matches!(error(&json!({"code": 429, "reason": NO_STATUS})), ClusterError::Busy { .. }));
+    fn what_the_api_server_says_of_objects_and_of_itself_is_believed() {
+        assert!(matches!(error(&json!({"code": 429})), ClusterError::Busy { .. }));
         assert!(matches!(error(&json!({"code": 404, "reason": "NotFound"})), ClusterError::NotFound));
     }
 }

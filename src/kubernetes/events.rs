@@ -17,7 +17,7 @@ use kube::{Api, api::PostParams};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::{Live, transport::NO_STATUS};
+use super::Live;
 use crate::{
     domain::{daemonset::FIELD_MANAGER, event::Event, rollback::Rollback, text::cut},
     telemetry::causes,
@@ -107,7 +107,6 @@ fn is_of_no_use(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
     match status.code {
-        _ if status.reason == NO_STATUS => false,
         404 | 409 => true,
         403 => causes.any(|cause| cause.reason == "NamespaceTerminating"),
         _ => false,

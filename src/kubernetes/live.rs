@@ -18,7 +18,7 @@ use super::{
     cache::selected,
     liveness::Liveness,
     objects::{ObservedDaemonSet, ObservedRevision},
-    transport::{NO_STATUS, Transport},
+    transport::Transport,
 };
 use crate::domain::{
     daemonset::{DaemonSet, FIELD_MANAGER, ROLLBACK},
@@ -109,9 +109,7 @@ impl Live {
         let params = params.disable_bookmarks();
         let request = ApiRequest::new(path).watch(&params, resource_version);
         let events = match self.client.request_text(request.map_err(kube::Error::BuildRequest)?).await {
-            Err(kube::Error::Api(status)) if status.code == GONE && status.reason != NO_STATUS => {
-                return Ok(Next::Forgotten);
-            }
+            Err(kube::Error::Api(status)) if status.code == GONE => return Ok(Next::Forgotten),
             other => other?,
         };
         // Nothing yet: the cache that serves watches lags.

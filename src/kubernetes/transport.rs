@@ -2,8 +2,8 @@
 //!
 //! - A deadline: kube has none, and a silent API server would hang its caller for ever. It covers
 //!   the whole answer; of a watch, only the headers.
-//! - An answer that is not a Kubernetes `Status` (a proxy's HTML, the plain text of API Priority
-//!   and Fairness) becomes one without its text, with `Retry-After` kept.
+//! - A 429 or 5xx that is not a Kubernetes `Status` (a proxy's HTML, the plain text of API Priority
+//!   and Fairness) becomes one without its text, with `Retry-After` kept; any other 4xx becomes [`NoStatus`].
 //! - Bytes that are not UTF-8 become U+FFFD, as in Go: the API server stores such bytes in a
 //!   ControllerRevision's `data`, and kube would give up the watch of all.
 //! - Watches report to [`Liveness`] that they are open and what they deliver.
@@ -24,13 +24,19 @@ use tower::{BoxError, Service};
 
 use super::liveness::{Kind, Liveness};
 
-/// The reason in the `Status` that stands for an answer that was none: no API server gives it.
-pub(super) const NO_STATUS: &str = "NoStatus";
-
 /// The API server did not answer before the deadline.
 #[derive(Debug, thiserror::Error)]
 #[error("no answer before the deadline")]
 pub struct Silent;
+
+/// A 4xx but 429 that is no Kubernetes `Status`, so of a proxy: it does not know which objects and versions there
+/// are, nor whether the API server saw the request.
+#[derive(Debug, thiserror::Error)]
+#[error("{code}, not of the API server")]
+pub(super) struct NoStatus {
+    code: u16,
+    pub retry_after: Option<Duration>,
+}
 
 /// Wraps a client's requests; made into the client that the rest of this room uses.
 #[derive(Clone)]
@@ -68,7 +74,7 @@ impl Service<Request<Body>> for Transport {
                 }
                 let (parts, body) = response.into_parts();
                 let body = body.collect().await?.to_bytes();
-                Ok(whole(Response::from_parts(parts, body)))
+                Ok(whole(Response::from_parts(parts, body))?)
             };
             tokio::time::timeout(deadline, answer).await.map_err(|_| Silent)?
         })
@@ -111,16 +117,18 @@ fn observed(
     body.map_err(Into::into).boxed_unsync()
 }
 
-fn whole(response: Response<Bytes>) -> Response<http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>> {
+fn whole(
+    response: Response<Bytes>,
+) -> Result<Response<http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>>, NoStatus> {
     let (parts, body) = response.into_parts();
     let body = if parts.status.is_success() {
         Decoder::default().decode(body)
     } else {
         let retry_after = parts.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        status(parts.status.as_u16(), retry_after, &body)
+        status(parts.status.as_u16(), retry_after, &body)?
     };
     let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
-    Response::from_parts(parts, body)
+    Ok(Response::from_parts(parts, body))
 }
 
 /// Makes UTF-8 of a body that comes in pieces. A character that a piece ends inside goes to the
@@ -156,12 +164,16 @@ impl Decoder {
 
 /// The answer as a `Status` that can be trusted in form: its code is the HTTP one, and its text is
 /// the API server's own or none.
-fn status(code: u16, retry_after: Option<u32>, body: &[u8]) -> Bytes {
+fn status(code: u16, retry_after: Option<u32>, body: &[u8]) -> Result<Bytes, NoStatus> {
     let sent = serde_json::from_slice::<Value>(body).ok();
-    let mut status =
-        sent.filter(|value| value["kind"] == "Status" && value["apiVersion"] == "v1").unwrap_or_else(
-            || json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": NO_STATUS}),
-        );
+    let mut status = match sent.filter(|value| value["kind"] == "Status" && value["apiVersion"] == "v1") {
+        Some(sent) => sent,
+        None if (400..500).contains(&code) && code != 429 => {
+            let retry_after = retry_after.map(|seconds| Duration::from_secs(u64::from(seconds)));
+            return Err(NoStatus { code, retry_after });
+        }
+        None => json!({"kind": "Status", "apiVersion": "v1", "status": "Failure"}),
+    };
     status["code"] = code.into();
     if !status["message"].is_string() {
         status["message"] = format!("the API server answered {code}").into();
@@ -172,7 +184,7 @@ fn status(code: u16, retry_after: Option<u32>, body: &[u8]) -> Bytes {
         }
         status["details"]["retryAfterSeconds"] = seconds.into();
     }
-    status.to_string().into()
+    Ok(status.to_string().into())
 }
 
 #[cfg(test)]
@@ -181,15 +193,31 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_no_status_loses_its_text_and_keeps_retry_after() {
-        let bytes = status(429, Some(7), b"Too many requests, please try again later.\n");
+        let bytes = status(429, Some(7), b"Too many requests, please try again later.\n").unwrap();
         let value: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(value["code"], 429);
         assert_eq!(value["details"]["retryAfterSeconds"], 7);
         assert!(!value.to_string().contains("Too many"));
-        let value: Value = serde_json::from_slice(&status(502, None, b"<html>secret</html>")).unwrap();
+        let value: Value =
+            serde_json::from_slice(&status(502, None, b"<html>secret</html>").unwrap()).unwrap();
         assert!(!value.to_string().contains("secret"));
-        let value: Value = serde_json::from_slice(&status(500, None, b"{}")).unwrap();
+        let value: Value = serde_json::from_slice(&status(500, None, b"{}").unwrap()).unwrap();
         assert_eq!(value["code"], 500);
+    }
+
+    #[test]
+    fn a_proxys_4xx_tells_nothing_of_objects_and_rights() {
+        use crate::kubernetes::{ClusterError, Delivery};
+        for code in [400, 401, 403, 404, 409, 410, 422] {
+            for body in ["<html>secret</html>", "{}", ""] {
+                let error = status(code, Some(7), body.as_bytes()).unwrap_err();
+                let told = ClusterError::from(kube::Error::Service(error.into()));
+                let ClusterError::Unavailable { delivery: Delivery::Unknown, retry_after, .. } = told else {
+                    panic!("{code}: {told:?}");
+                };
+                assert_eq!(retry_after, Some(Duration::from_secs(7)));
+            }
+        }
     }
 
     #[test]
@@ -208,7 +236,8 @@ mod tests {
     fn a_status_keeps_its_words_and_gets_the_http_code() {
         let sent =
             json!({"kind": "Status", "apiVersion": "v1", "message": "no", "details": {"kind": "daemonsets"}});
-        let value: Value = serde_json::from_slice(&status(422, None, sent.to_string().as_bytes())).unwrap();
+        let value: Value =
+            serde_json::from_slice(&status(422, None, sent.to_string().as_bytes()).unwrap()).unwrap();
         assert_eq!((&value["message"], &value["code"]), (&json!("no"), &json!(422)));
         assert_eq!(value["details"]["kind"], "daemonsets");
     }

@@ -168,6 +168,43 @@ const UNSEEN: usize = 1000;
 /// How many rollbacks are read at once where some on the way can't be shown.
 const LATER_BATCH: u32 = 1000;
 
+/// The first rollbacks that the caller sees, at most `limit`: on until they are found or all are read, since where
+/// the reading ends must not tell of what the caller may not see.
+async fn visible(
+    app: &App,
+    caller: &Caller,
+    mut filter: RollbackFilter,
+    limit: u32,
+) -> Result<Vec<Rollback>, Problem> {
+    let mut seen = Vec::new();
+    let mut unseen = HashSet::new();
+    let mut batch = limit;
+    loop {
+        let found = app.store.rollbacks(&filter, batch).await?;
+        let all = found.len() < batch as usize;
+        filter.before = found.last().map(|rollback| rollback.id);
+        for rollback in found {
+            if unseen.contains(&rollback.key) && !caller.asked_for(&rollback) {
+                continue;
+            }
+            if sees(app, caller, &rollback).await? {
+                seen.push(rollback);
+                if seen.len() == limit as usize {
+                    return Ok(seen);
+                }
+            } else if unseen.len() == UNSEEN {
+                return Err(AuthError::TooManyNamespaces(caller.denied(Access::get_daemonsets(None))).into());
+            } else {
+                unseen.insert(rollback.key);
+            }
+        }
+        if all {
+            return Ok(seen);
+        }
+        batch = LATER_BATCH;
+    }
+}
+
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
@@ -211,7 +248,7 @@ pub async fn list_rollbacks(
     negotiate(&headers, &[Form::Json])?;
     let limit = page::limit(query.limit.as_deref(), 100, 1000)?;
     let before = page::after(query.r#continue.as_deref(), &query)?;
-    let mut filter = RollbackFilter {
+    let filter = RollbackFilter {
         namespace: query.namespace.clone(),
         name: query.name.clone(),
         state: query.state,
@@ -220,34 +257,7 @@ pub async fn list_rollbacks(
         before,
     };
     let most = limit as usize;
-    let mut seen = Vec::new();
-    let mut unseen = HashSet::new();
-    // On until a page is full or all are read: where a page ends must not tell of what the caller may not see.
-    let mut batch = limit + 1;
-    loop {
-        let found = app.store.rollbacks(&filter, batch).await?;
-        let last = found.len() < batch as usize;
-        batch = LATER_BATCH;
-        filter.before = found.last().map(|rollback| rollback.id);
-        for rollback in found {
-            if seen.len() > most {
-                break;
-            }
-            if unseen.contains(&rollback.key) && !caller.asked_for(&rollback) {
-                continue;
-            }
-            if sees(&app, &caller, &rollback).await? {
-                seen.push(rollback);
-            } else if unseen.len() == UNSEEN {
-                return Err(AuthError::TooManyNamespaces(caller.denied(Access::get_daemonsets(None))).into());
-            } else {
-                unseen.insert(rollback.key);
-            }
-        }
-        if last || seen.len() > most {
-            break;
-        }
-    }
+    let mut seen = visible(&app, &caller, filter, limit + 1).await?;
     let more = seen.len() > most;
     seen.truncate(most);
     let next = seen.last().filter(|_| more).map(|rollback| page::token(&rollback.id, &query));
