@@ -71,20 +71,21 @@ impl Fault {
 }
 
 impl Killer<'_> {
-    pub async fn fault(&mut self, fault: Fault) -> anyhow::Result<()> {
-        match fault {
+    /// Lets a fault happen; false if nobody came to the point that it is for.
+    pub async fn fault(&mut self, fault: Fault) -> anyhow::Result<bool> {
+        let happened = match fault {
             Fault::Asleep(point, before) => self.asleep(point, before).await?,
             Fault::Postgres(outage) => self.postgres(outage).await?,
             Fault::ApiServer(outage) => self.api_server(outage).await?,
+        };
+        if happened {
+            *self.faults.entry(fault.name()).or_default() += 1;
         }
-        self.ready().await
+        self.ready().await?;
+        Ok(happened)
     }
 
-    fn happened(&mut self, fault: Fault) {
-        *self.faults.entry(fault.name()).or_default() += 1;
-    }
-
-    async fn asleep(&mut self, point: Option<&'static str>, before: Option<&str>) -> anyhow::Result<()> {
+    async fn asleep(&mut self, point: Option<&'static str>, before: Option<&str>) -> anyhow::Result<bool> {
         let came = match point {
             // Time enough for the signal.
             Some(point) => {
@@ -99,7 +100,7 @@ impl Killer<'_> {
         };
         let Some(replica) = came else {
             println!("crash: nobody came to {}, to be frozen there", point.unwrap_or_default());
-            return Ok(());
+            return Ok(false);
         };
         self.harness.asleep[replica].store(true, Ordering::Relaxed);
         self.lives[replica].signal("STOP")?;
@@ -113,14 +114,13 @@ impl Killer<'_> {
         sleep(nap).await;
         self.lives[replica].signal("CONT")?;
         self.harness.asleep[replica].store(false, Ordering::Relaxed);
-        self.happened(Fault::Asleep(point, None));
         // What it does when it wakes up, it does now.
         self.pause(2_000).await;
-        Ok(())
+        Ok(true)
     }
 
-    async fn postgres(&mut self, outage: Outage) -> anyhow::Result<()> {
-        let Some(postgres) = self.postgres else { return Ok(()) };
+    async fn postgres(&mut self, outage: Outage) -> anyhow::Result<bool> {
+        let Some(postgres) = self.postgres else { return Ok(false) };
         if self.rng.u8(..100) < 70 {
             let moment = MOMENTS[self.rng.usize(..MOMENTS.len())];
             self.come_to(None, &format!("{moment},1,hold,250")).await?;
@@ -145,11 +145,10 @@ impl Killer<'_> {
         if let Some(replica) = killed {
             self.lives[replica] = self.harness.live(replica, None)?;
         }
-        self.happened(Fault::Postgres(outage));
-        Ok(())
+        Ok(true)
     }
 
-    async fn api_server(&mut self, outage: Outage) -> anyhow::Result<()> {
+    async fn api_server(&mut self, outage: Outage) -> anyhow::Result<bool> {
         if self.rng.bool() {
             self.come_to(None, "recorded,1,hold,20").await?;
         }
@@ -175,7 +174,6 @@ impl Killer<'_> {
             Outage::Frozen => self.cluster.signal("CONT")?,
         }
         drop(quiet);
-        self.happened(Fault::ApiServer(outage));
-        Ok(())
+        Ok(true)
     }
 }

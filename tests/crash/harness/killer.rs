@@ -40,7 +40,7 @@ const UNSETTLED: &str = "unsettled-recorded";
 const UNTIL_UNSETTLED: Duration = Duration::from_secs(25);
 /// How often a point is tried that depends on what others do in between.
 const TRIES: usize = 12;
-/// How many points are put off that nobody came to.
+/// How often a point is put off that nobody came to.
 const MISSES: usize = 6;
 /// For one to come to its point.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -85,7 +85,10 @@ impl Killer<'_> {
             if (faults.len() - left.len()) * kills <= done * faults.len()
                 && let Some(fault) = left.pop()
             {
-                self.fault(fault).await?;
+                if !self.fault(fault).await? && missed < MISSES {
+                    missed += 1;
+                    left.insert(0, fault);
+                }
             } else if (due - points.len()) * kills <= done * due
                 && let Some(point) = points.pop()
             {
@@ -118,12 +121,10 @@ impl Killer<'_> {
                 {
                     break;
                 }
-                let ended = life.child.try_wait()?;
                 // At a point that comes early.
-                if life.has_come() {
+                if life.has_come() || life.has_ended().await? {
                     break;
                 }
-                ensure!(ended.is_none(), "rollbackd ended by itself: {ended:?}; see rollbackd.log");
                 ensure!(Instant::now() < deadline, "rollbackd does not get ready; see rollbackd.log");
                 sleep(Duration::from_millis(8)).await;
             }
@@ -134,8 +135,7 @@ impl Killer<'_> {
     /// Kills a replica now, and starts it again on the same store.
     pub async fn again(&mut self, replica: usize, point: Option<&str>, why: &str) -> anyhow::Result<()> {
         let life = &mut self.lives[replica];
-        let alive = life.child.try_wait()?.is_none();
-        ensure!(alive || life.has_come(), "rollbackd ended by itself; see rollbackd.log");
+        life.has_ended().await?;
         life.kill().await?;
         *self.kills.entry(why.to_owned()).or_default() += 1;
         if self.rng.u8(..100) < 35 {

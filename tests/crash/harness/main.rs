@@ -142,7 +142,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let faults: Vec<Fault> = kinds.into_iter().cycle().take(due).collect();
     let harness = Arc::new(Harness {
         http: reqwest::Client::builder().timeout(Duration::from_secs(20)).build()?,
-        ports: (0..replicas).map(|_| free_port()).collect::<Result<_, _>>()?,
+        ports: free_ports().take(replicas).collect(),
         told: Record::create(&history, "told.ndjson")?,
         printed: Record::create(&history, "printed.ndjson")?,
         seen: Record::create(&history, "seen.ndjson")?,
@@ -225,8 +225,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn free_port() -> std::io::Result<u16> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr().map(|address| address.port())
+/// Ports that nobody listens on, below those that the kernel hands out: a replica comes back to its own after each
+/// kill.
+fn free_ports() -> impl Iterator<Item = u16> {
+    let process = u16::try_from(std::process::id() % 1000).expect("less than 1000");
+    (10_000 + process * 10..32_768).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
 }
 
 fn now() -> String {
@@ -283,17 +286,26 @@ impl Harness {
     async fn rollbacks(&self) -> anyhow::Result<Vec<Value>> {
         let (mut all, mut next) = (Vec::new(), None);
         loop {
-            let mut request =
-                self.http.get(format!("http://127.0.0.1:{}/rollbacks?limit=500", self.ports[0]));
-            if let Some(next) = &next {
-                request = request.query(&[("continue", next)]);
-            }
-            let mut page: Value = request.send().await?.error_for_status()?.json().await?;
+            let after: Option<String> = next.take();
+            let mut page = self.page(&[("limit", Some("500")), ("continue", after.as_deref())]).await?;
             let items = page["items"].take();
             all.extend(items.as_array().into_iter().flatten().cloned());
             match page["continue"].as_str() {
                 Some(token) => next = Some(token.to_owned()),
                 None => return Ok(all),
+            }
+        }
+    }
+
+    /// A page of rollbacks; the last fault may not be over yet.
+    async fn page(&self, query: &[(&str, Option<&str>)]) -> anyhow::Result<Value> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let url = format!("http://127.0.0.1:{}/rollbacks", self.ports[0]);
+            let answer = self.http.get(url).query(query).send().await;
+            match answer.and_then(reqwest::Response::error_for_status) {
+                Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(300)).await,
+                answer => return Ok(answer?.json().await?),
             }
         }
     }
@@ -305,8 +317,7 @@ impl Harness {
             let open = ["requested", "unsettled", "progressing", "stalled"];
             let mut left = 0;
             for state in open {
-                let url = format!("http://127.0.0.1:{}/rollbacks?limit=1&state={state}", self.ports[0]);
-                let page: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
+                let page = self.page(&[("limit", Some("1")), ("state", Some(state))]).await?;
                 left += page["items"].as_array().map_or(0, Vec::len);
             }
             if left == 0 {

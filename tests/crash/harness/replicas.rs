@@ -47,6 +47,15 @@ impl Life {
     pub fn has_come(&self) -> bool {
         *self.reached.borrow() > 0
     }
+
+    /// Whether it has ended, which it may only at its point.
+    pub async fn has_ended(&mut self) -> anyhow::Result<bool> {
+        let Some(ended) = self.child.try_wait()? else { return Ok(false) };
+        // All that it has said is read.
+        while self.reached.changed().await.is_ok() {}
+        ensure!(self.has_come(), "rollbackd ended by itself: {ended:?}; see rollbackd.log");
+        Ok(true)
+    }
 }
 
 impl Harness {
