@@ -9,7 +9,10 @@ use crate::support::{
     wait::until,
 };
 
-/// A rollback to `img:slow`, which takes a while, of a DaemonSet that ran `img:2`.
+/// Never ready, so that whatever has to come before the end of a rollout does.
+const ENDLESS: &str = "img:unready";
+
+/// A rollback to an image that takes a while, of a DaemonSet that ran `img:2`.
 struct Slow {
     space: Space,
     rollbackd: Rollbackd,
@@ -18,9 +21,10 @@ struct Slow {
 }
 
 impl Slow {
-    async fn start() -> Self {
+    /// `image` is what it goes back to.
+    async fn start(image: &str) -> Self {
         let space = Space::new(ControlPlane::shared()).await;
-        space.recorded(&["img:slow", "img:2"]).await;
+        space.recorded(&[image, "img:2"]).await;
         let rollbackd = Rollbackd::start().await;
         next_second().await;
         let answer = rollbackd.api.post(&path(&space), &json!({})).await;
@@ -56,7 +60,7 @@ async fn next_second() {
 
 #[tokio::test]
 async fn to_success_past_changes_that_leave_the_template_alone() {
-    let slow = Slow::start().await;
+    let slow = Slow::start("img:slow").await;
     let faster = json!({"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}}}});
     slow.space.patch("agent", &faster).await;
     slow.space.kubectl.ok(&["label", "daemonset", "agent", "a=b"]).await;
@@ -70,7 +74,7 @@ async fn to_success_past_changes_that_leave_the_template_alone() {
 async fn until_somebody_changes_the_template_who_is_named() {
     // The names sort before and after our own, and the change may come in the same second.
     for manager in ["kubectl-set", "zz-controller"] {
-        let slow = Slow::start().await;
+        let slow = Slow::start(ENDLESS).await;
         let flag = format!("--field-manager={manager}");
         slow.space.kubectl.ok(&["set", "image", "daemonset/agent", "main=img:3", &flag]).await;
         let message = slow.ends("superseded", "rollout.superseded").await;
@@ -81,7 +85,7 @@ async fn until_somebody_changes_the_template_who_is_named() {
 #[tokio::test]
 async fn until_somebody_takes_something_away_whom_nobody_can_name() {
     let space = Space::new(ControlPlane::shared()).await;
-    space.recorded(&["img:slow"]).await;
+    space.recorded(&[ENDLESS]).await;
     let env = json!([{"op": "add", "path": "/spec/template/spec/containers/0/env", "value": [{"name": "A", "value": "b"}]}]);
     let patch = async |patch: &Value| {
         let patch = patch.to_string();
@@ -103,7 +107,7 @@ async fn until_somebody_takes_something_away_whom_nobody_can_name() {
 #[tokio::test]
 #[ignore = "needs kubectl rollout undo"]
 async fn until_another_rollback_which_is_named() {
-    let slow = Slow::start().await;
+    let slow = Slow::start(ENDLESS).await;
     let api = &slow.rollbackd.api;
     // A rollout under way is in nobody's way.
     let answer = until("the slow revision to be recorded", async || {
@@ -126,10 +130,10 @@ async fn until_another_rollback_which_is_named() {
 #[tokio::test]
 async fn until_the_daemonset_is_deleted_even_if_it_is_made_again() {
     for again in [false, true] {
-        let slow = Slow::start().await;
+        let slow = Slow::start(ENDLESS).await;
         slow.space.kubectl.ok(&["delete", "daemonset", "agent"]).await;
         if again {
-            slow.space.recorded(&["img:slow"]).await;
+            slow.space.recorded(&[ENDLESS]).await;
         }
         let message = slow.ends("deleted", "rollout.deleted").await;
         assert_eq!(message, "the DaemonSet was deleted");
@@ -148,12 +152,17 @@ async fn over_a_standstill_to_success() {
     let api = &rollbackd.api;
     let answer = api.post(&path(&space), &json!({})).await;
     answer.expect(202);
-    let stalled = api.rollback_at(answer.header("location"), &["stalled"]).await;
-    let message = stalled["message"].as_str().unwrap();
     let sentence =
         "Waiting for daemon set \"agent\" rollout to finish: 1 out of 5 new pods have been updated...";
-    assert!(message.starts_with("no progress since ") && message.ends_with(sentence), "{message}");
-    assert!(stalled["endedAt"].is_null());
+    // On the way there the controller may take longer than a second, too.
+    until("the standstill", async || {
+        let stalled = api.rollback_at(answer.header("location"), &["stalled"]).await;
+        let message = stalled["message"].as_str().unwrap();
+        assert!(message.starts_with("no progress since "), "{message}");
+        assert!(stalled["endedAt"].is_null());
+        if message.ends_with(sentence) { Ok(()) } else { Err(stalled) }
+    })
+    .await;
 
     // Somebody finds out what held the pods back, one after the other.
     let mut ready = 0;

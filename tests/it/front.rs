@@ -13,7 +13,6 @@ use rustls::{
     pki_types::{CertificateDer, ServerName},
 };
 use serde_json::json;
-use tokio::net::TcpListener;
 
 use crate::support::{
     controlplane::ControlPlane,
@@ -104,9 +103,9 @@ async fn a_certificate_that_can_not_be_used_stops_the_start_with_a_line_that_nam
     ] {
         let store = format!("sqlite:{}", of(&folder, "rollbackd.db"));
         let kubeconfig = ControlPlane::shared().kubeconfig("rollbackd");
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
         let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_rollbackd"))
-            .args(["serve", "--tls-cert", &cert, "--tls-key", &key, "--store", &store, "--listen", &free])
+            .args(["serve", "--tls-cert", &cert, "--tls-key", &key, "--store", &store])
+            .args(["--listen", "127.0.0.1:0"])
             .arg("--kubeconfig")
             .arg(kubeconfig)
             .output()

@@ -236,6 +236,8 @@ async fn what_came_to_nothing_is_made_when_it_is_sent_again() {
     let made = post_keyed(api, &path, "early", &body).await;
     made.expect(202);
     assert_eq!(made.header("idempotent-replayed"), "");
+    let second: Value = serde_json::from_str(&made.text).unwrap();
+    api.rollback_in(second["id"].as_str().unwrap(), &["succeeded"]).await;
     // Recorded, and then the API server was away: `Retry-After` is meant.
     rollbackd.faults.inject(1, Fault::CutBefore, faults::patch);
     let body = json!({"toRevision": 3});

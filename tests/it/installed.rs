@@ -22,7 +22,7 @@ use crate::support::{
     controlplane::ControlPlane,
     kubectl::Kubectl,
     space::daemonset,
-    wait::{until, until_within},
+    wait::{until, until_is},
 };
 
 /// Where in the container an image has its binary; the Dockerfile says so.
@@ -257,9 +257,9 @@ async fn it_serves_as_the_deployment_says_and_the_examples_work_through_it() {
     kubectl.ok(&["create", "namespace", "monitoring"]).await;
     let there = Kubectl::new(&control_plane, "admin", "monitoring");
     there.create(&daemonset("agent", "img:1")).await;
-    there.ok(&["rollout", "status", "daemonset/agent", "--timeout=60s"]).await;
+    there.ok(&["rollout", "status", "daemonset/agent", "--timeout=180s"]).await;
     there.ok(&["set", "image", "daemonset/agent", "main=img:2"]).await;
-    there.ok(&["rollout", "status", "daemonset/agent", "--timeout=60s"]).await;
+    there.ok(&["rollout", "status", "daemonset/agent", "--timeout=180s"]).await;
     for (account, role) in [("looks", "rollbackd-viewer"), ("rolls-back", "rollbackd-operator")] {
         kubectl.ok(&["create", "serviceaccount", account]).await;
         let binding = ["create", "rolebinding", account, "--clusterrole", role, "--serviceaccount"];
@@ -272,8 +272,11 @@ async fn it_serves_as_the_deployment_says_and_the_examples_work_through_it() {
 
     assert_eq!(installed.get("/daemonsets", None).await.0, 401);
     let looks = installed.token("looks").await;
-    let (status, agent) = installed.get("/daemonsets/monitoring/agent", Some(&looks)).await;
-    assert_eq!((status.as_u16(), &agent["currentRevision"]), (200, &json!(2)), "{agent}");
+    until_is("the current revision", (StatusCode::OK, json!(2)), async || {
+        let (status, agent) = installed.get("/daemonsets/monitoring/agent", Some(&looks)).await;
+        (status, agent["currentRevision"].clone())
+    })
+    .await;
 
     the_reader_of_the_readme(&installed, &looks).await;
     the_script(&installed, &looks).await;
@@ -421,7 +424,7 @@ async fn the_slack_command(installed: &Installed, there: &Kubectl) {
     let images = "jsonpath={.spec.template.spec.containers[0].image}";
     assert_eq!(there.ok(&["get", "daemonset", "agent", "-o", images]).await, "img:2");
     let looks = installed.folder.path().join("looks");
-    let list = until_within(Duration::from_secs(5), "the record", async || {
+    let list = until("the record", async || {
         let (status, list) = installed.get("/rollbacks?namespace=monitoring", Some(&looks)).await;
         if status == 200 { Ok(list) } else { Err(list) }
     })

@@ -18,7 +18,7 @@ fn image(daemonset: &Value) -> &Value {
 }
 
 fn setup(control_plane: &ControlPlane, recording: Duration) -> Setup<'_> {
-    let patience = Patience { recording, ..Patience::default() };
+    let patience = Patience { recording, ..timing().patience };
     Setup { timing: Timing { patience, ..timing() }, ..Setup::new(control_plane) }
 }
 

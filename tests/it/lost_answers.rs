@@ -11,10 +11,11 @@ use std::{
 
 use rollbackd::{rollbacks::Patience, server::Timing};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::support::{
     api::Answer,
-    controlplane::ControlPlane,
+    controlplane::{ControlPlane, kubernetes},
     faults::{self, Fault},
     rollbackd::{Rollbackd, Setup, timing},
     space::Space,
@@ -24,12 +25,11 @@ use crate::support::{
 /// What a proxy would say. Nobody may ever read it.
 const HTML: &str = "<html><body>RAW-TEXT of a proxy at 10.0.0.7</body></html>";
 const CONFLICT: &str = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"RAW-TEXT","reason":"Conflict","code":409}"#;
-/// Deadline of a request. Shorter than in life, long enough for a busy machine.
-const DEADLINE: Duration = Duration::from_secs(3);
-
 async fn rollbackd(control_plane: &ControlPlane, settling: Duration) -> Rollbackd {
-    let patience = Patience { settling, ..Patience::default() };
-    let timing = Timing { api: DEADLINE, patience, ..timing() };
+    let patience = Patience { settling, ..timing().patience };
+    // Some wait for it. Real API servers may be slow.
+    let api = Duration::from_secs(if kubernetes().is_some() { 10 } else { 2 });
+    let timing = Timing { api, patience, ..timing() };
     Rollbackd::start_with(Setup { timing, ..Setup::new(control_plane) }).await
 }
 
@@ -201,9 +201,11 @@ async fn a_patch_that_was_carried_out_is_made_whatever_was_answered() {
 #[tokio::test]
 async fn a_patch_that_comes_late_meets_a_conflict() {
     let (space, rollbackd, path) = agent().await;
-    rollbackd.faults.inject(1, Fault::Late(DEADLINE * 3), faults::patch);
+    let (open, late) = watch::channel(false);
+    rollbackd.faults.inject(1, Fault::Late(late), faults::patch);
     let answer = rollbackd.api.post(&path, &json!({"toRevision": 1})).await;
     unavailable(&answer, &space);
+    open.send_replace(true);
     assert_eq!(newest(&rollbackd, &space).await["state"], "abandoned");
     assert_eq!(rollbackd.faults.late_answer().await, 409);
     assert_eq!(image(&space).await, "img:2");
@@ -213,13 +215,15 @@ async fn a_patch_that_comes_late_meets_a_conflict() {
 async fn a_patch_that_comes_while_it_is_being_settled_is_made() {
     let (space, rollbackd, path) = agent().await;
     // The late patch arrives between the look that did not find it and the write that would stop it.
-    rollbackd.faults.inject(1, Fault::Late(DEADLINE + Duration::from_millis(200)), faults::patch);
+    let (open, late) = watch::channel(false);
+    rollbackd.faults.inject(1, Fault::Late(late), faults::patch);
     let (faults, mut sent) = (rollbackd.faults.clone(), 0);
     rollbackd.faults.before(move |request| {
         sent += usize::from(faults::patch(request));
-        let faults = faults.clone();
-        (sent == 2 && faults::patch(request)).then(|| {
+        let (faults, open) = (faults.clone(), open.clone());
+        (sent >= 2 && faults::patch(request)).then(|| {
             Box::pin(async move {
+                open.send_replace(true);
                 faults.late_answer().await;
             }) as _
         })
@@ -363,8 +367,11 @@ async fn an_api_server_that_is_frozen_or_killed_in_the_middle_is_told_truly() {
     })
     .await;
     assert_eq!(image(&space).await, running);
-    let answer = api.post(&path, &json!({"toRevision": other})).await;
-    answer.expect(202);
+    let answer = until("a rollback after it", async || {
+        let answer = api.post(&path, &json!({"toRevision": other})).await;
+        if answer.status == 202 { Ok(answer) } else { Err(answer) }
+    })
+    .await;
     api.rollback_at(answer.header("location"), &["succeeded"]).await;
 }
 

@@ -93,7 +93,10 @@ async fn everybody(api: &Api, space: &Space, other: &Space) -> Vec<(Who, Api)> {
         let token = match who {
             Who::NoToken => None,
             Who::BadToken => Some("nobody-knows-this".to_owned()),
-            Who::Expired => Some(short_token(control_plane, space, "viewer", "rollbackd", None).await),
+            Who::Expired => {
+                let long_ago = jiff::Timestamp::now().as_second() - 3600;
+                Some(short_token(control_plane, space, "viewer", "rollbackd", long_ago).await)
+            }
             Who::WrongAudience => Some(space.token("viewer", "https://kubernetes.default.svc").await),
             Who::NoRights => Some(space.token("nobody", "rollbackd").await),
             Who::Viewer | Who::Pretending => Some(space.token("viewer", "rollbackd").await),

@@ -21,11 +21,9 @@ async fn endless() -> Space {
 }
 
 /// Waits for the end of a stream that has not said that the rollout ended.
-async fn cut_off(events: Events) -> Duration {
-    let started = Instant::now();
+async fn cut_off(events: Events) {
     let events = events.into_all().await;
     assert!(events.iter().all(|event| event.name == "progress"), "{events:?}");
-    started.elapsed()
 }
 
 #[tokio::test]
@@ -43,8 +41,7 @@ async fn a_stream_ends_when_the_right_is_taken_away() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     space.take("viewer", Right::View).await;
-    let lasted = cut_off(events).await;
-    assert!(lasted < Duration::from_secs(5), "{lasted:?}");
+    cut_off(events).await;
     api.get(&space.path("agent")).await.problem(403, "forbidden");
 }
 
@@ -55,14 +52,14 @@ async fn a_stream_ends_when_its_token_expires() {
     space.person("viewer", &[Right::View]).await;
     let mut setup = Setup::guarded(ControlPlane::shared());
     // Only the time in the token ends it.
-    setup.timing.reviews.again = Duration::from_secs(60);
+    setup.timing.reviews.again = Duration::from_secs(3600);
     let rollbackd = Rollbackd::start_with(setup).await;
-    let lives = Duration::from_secs(5);
-    let token = short_token(ControlPlane::shared(), &space, "viewer", "rollbackd", Some(lives)).await;
+    let expires = jiff::Timestamp::now().as_second() + 15;
+    let token = short_token(ControlPlane::shared(), &space, "viewer", "rollbackd", expires).await;
     let api = rollbackd.api.with_token(&token);
     let events = api.events(&format!("{}/status", space.path("agent"))).await;
-    let lasted = cut_off(events).await;
-    assert!(Duration::from_secs(2) < lasted && lasted < Duration::from_secs(8), "{lasted:?}");
+    cut_off(events).await;
+    assert!(jiff::Timestamp::now().as_second() >= expires, "it ended early");
     // Also what is remembered of the token.
     api.get(&space.path("agent")).await.problem(401, "invalid-token");
 }
@@ -76,9 +73,8 @@ async fn a_stream_ends_when_its_account_is_gone() {
     let rollbackd = Rollbackd::guarded().await;
     let events = rollbackd.api.with_token(&token).events(&format!("{}/status", space.path("agent"))).await;
     space.kubectl.ok(&["delete", "serviceaccount", "viewer"]).await;
-    // The API server remembers a token for ten seconds.
-    let lasted = cut_off(events).await;
-    assert!(lasted < Duration::from_secs(20), "{lasted:?}");
+    // Which the API server takes some seconds for: it remembers tokens.
+    cut_off(events).await;
 }
 
 #[tokio::test]
@@ -87,18 +83,21 @@ async fn a_review_that_can_not_be_asked_is_tried_again_for_a_while() {
     let space = endless().await;
     let token = space.person("viewer", &[Right::View]).await;
     let mut setup = Setup::guarded(ControlPlane::shared());
-    setup.timing.reviews.patience = Duration::from_secs(3);
+    setup.timing.reviews.patience = Duration::from_secs(10);
     let rollbackd = Rollbackd::start_with(setup).await;
     let path = format!("{}/status", space.path("agent"));
     let mut events = rollbackd.api.with_token(&token).events(&path).await;
     events.next().await.unwrap();
     let reviews = |request: &http::Request<kube::client::Body>| request.uri().path().ends_with("reviews");
     rollbackd.faults.inject(4, Fault::CutBefore, reviews);
-    let recovered = tokio::time::timeout(Duration::from_secs(4), events.next()).await;
-    assert!(recovered.is_err(), "{recovered:?}");
+    let ended = tokio::time::timeout(Duration::from_secs(4), async {
+        while let Some(event) = events.next().await {
+            assert_eq!(event.name, "progress");
+        }
+    });
+    assert!(ended.await.is_err(), "it ended at once");
     rollbackd.faults.inject(usize::MAX, Fault::CutBefore, reviews);
-    let lasted = cut_off(events).await;
-    assert!(Duration::from_secs(2) < lasted && lasted < Duration::from_secs(8), "{lasted:?}");
+    cut_off(events).await;
 }
 
 #[tokio::test]

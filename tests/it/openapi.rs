@@ -14,7 +14,7 @@ use crate::{
     support::{
         api::{Answer, Api},
         controlplane::ControlPlane,
-        rollbackd::Rollbackd,
+        rollbackd::{Rollbackd, Setup},
         space::{Space, daemonset},
     },
 };
@@ -319,7 +319,10 @@ async fn real_answers_are_of_the_documented_form() {
     applied["spec"]["template"]["spec"]["containers"][0]["image"] = "img:2".into();
     space.kubectl.apply(&applied).await;
     space.rolled_out("applied").await;
-    let rollbackd = Rollbackd::start().await;
+    let mut setup = Setup::new(ControlPlane::shared());
+    // A generation is asked for that there will never be.
+    setup.timing.limits.generation = std::time::Duration::from_secs(2);
+    let rollbackd = Rollbackd::start_with(setup).await;
     let document = document();
     let mut judge = Judge::new(document.clone());
     for (path, answer) in answers(&rollbackd.api, &space).await {

@@ -57,8 +57,9 @@ impl Trouble {
     /// Starts to watch a rollout that takes as long as the trouble.
     async fn rollout(&self) -> Events {
         self.space.set_image("agent", "img:slow").await;
-        self.space.observed("agent").await;
-        self.rollbackd.api.events(&format!("{}/status", self.space.path("agent"))).await
+        let generation = self.space.observed("agent").await["metadata"]["generation"].clone();
+        let path = self.space.path("agent");
+        self.rollbackd.api.events(&format!("{path}/status?generation={generation}")).await
     }
 
     /// What a failing store does, and what it does not.

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::support::{
     controlplane::ControlPlane,
     faults::{self, Fault},
-    rollbackd::{Rollbackd, Setup},
+    rollbackd::{Rollbackd, Setup, timing},
     space::Space,
     twins::plant,
 };
@@ -33,8 +33,8 @@ impl Lost {
         let space = Space::new(ControlPlane::shared()).await;
         space.recorded(&["img:1", "img:2"]).await;
         space.rolled_out("agent").await;
-        let patience = Patience { settling: Duration::from_millis(200), ..Patience::default() };
-        let timing = Timing { patience, ..Timing::default() };
+        let patience = Patience { settling: Duration::from_millis(200), ..timing().patience };
+        let timing = Timing { patience, ..timing() };
         let rollbackd = Rollbackd::start_with(Setup { timing, ..Setup::new(ControlPlane::shared()) }).await;
         Self { space, rollbackd, gone: Arc::default() }
     }
@@ -118,6 +118,9 @@ async fn an_id_that_was_taken_away_is_found_in_what_was_written_first() {
     let location = lost.roll_back("previous", Fault::CutAfter).await;
     lost.unmark().await;
     lost.set_image("img:3").await;
+    // Before that the rollout is that of the rollback, which may be complete.
+    let path = lost.space.path("agent");
+    lost.rollbackd.api.shows(&path, "the third image", |agent| agent["generation"] == 4).await;
     let ended = lost.ends(&location, &["abandoned", "superseded", "unknown"]).await;
     assert_eq!(ended["state"], "superseded", "{ended}");
     let now = lost.space.kubectl.get("daemonset", "agent").await;
@@ -174,8 +177,10 @@ async fn a_patch_without_effect_is_skipped_though_its_answer_is_lost() {
     })
     .await;
     let before = lost.space.kubectl.get("daemonset", "agent").await;
-    lost.rollbackd.faults.inject(1, Fault::CutAfter, faults::patch);
-    let answer = lost.rollbackd.api.post(&lost.path(), &json!({"toRevision": "agent-of-old"})).await;
+    // While the caller waits, and later.
+    let patient = Rollbackd::start().await;
+    patient.faults.inject(1, Fault::CutAfter, faults::patch);
+    let answer = patient.api.post(&lost.path(), &json!({"toRevision": "agent-of-old"})).await;
     assert_eq!(answer.expect(200)["state"], "skipped");
     let location = lost.roll_back("agent-of-old", Fault::CutAfter).await;
     let ended = lost.ends(&location, &["skipped", "succeeded", "abandoned"]).await;

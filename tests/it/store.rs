@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream};
 use jiff::Timestamp;
 use rollbackd::{
     audit::{
@@ -406,7 +406,7 @@ async fn many_at_once_leave_one_whole_chain(place: Place) {
     }
     let tasks = (0..40_u64).map(|number| {
         let store = stores[number as usize % stores.len()].clone();
-        tokio::spawn(async move {
+        async move {
             let mut rollback = rollback(number);
             // A DaemonSet of its own.
             rollback.key = Key::new(key(1).namespace, Name::parse(&format!("own-{number}")).unwrap());
@@ -415,11 +415,10 @@ async fn many_at_once_leave_one_whole_chain(place: Place) {
             store.advance(rollback.state, &rollback, None).await.unwrap();
             advance(&store, &mut rollback, RollbackState::Progressing).await.unwrap();
             advance(&store, &mut rollback, RollbackState::Succeeded).await.unwrap();
-        })
+        }
     });
-    for task in tasks.collect::<Vec<_>>() {
-        task.await.unwrap();
-    }
+    // Not all: each waits for its turn no longer than a rollback may.
+    stream::iter(tasks).buffer_unordered(8).collect::<()>().await;
     place.assert_whole(160).await;
     let heads = stores.iter().map(async |store| store.head().await.unwrap());
     for head in heads {
@@ -478,6 +477,11 @@ async fn released_rollbacks_are_free_at_once(place: Place) {
     let open = [rollback(1), rollback(2), rollback(3)];
     for rollback in &open {
         begin(&first, rollback).await.unwrap();
+    }
+    if let Place::Postgres(_) = &place {
+        // However long the next lines take.
+        let mut raw = place.raw().await;
+        raw.execute("UPDATE rollbacks SET lease = lease + 3600000").await.unwrap();
     }
     assert_eq!(first.claim().await.unwrap(), [], "what this process holds is not taken up again");
     if let Place::Postgres(_) = &place {
@@ -665,16 +669,20 @@ async fn only_what_a_process_knows_of_stays_its_own() {
     for rollback in [&known, &lost] {
         begin(&first, rollback).await.unwrap();
     }
-    // Time passes.
+    // Time passes; afterwards less than a lease, however long that takes.
     let mut raw = place.raw().await;
-    raw.execute("UPDATE rollbacks SET lease = lease - 3600000").await.unwrap();
+    let (passes, stands_still) =
+        ("UPDATE rollbacks SET lease = lease - 3600000", "UPDATE rollbacks SET lease = lease + 1800000");
+    raw.execute(passes).await.unwrap();
     first.renew(&[known.id]).await.unwrap();
+    raw.execute(stands_still).await.unwrap();
     let second = place.open().await;
     let claimed = second.claim().await.unwrap();
     assert_eq!(claimed.iter().map(|rollback| rollback.id).collect::<Vec<_>>(), [lost.id]);
     // Nobody renews what is another's.
-    raw.execute("UPDATE rollbacks SET lease = lease - 3600000").await.unwrap();
+    raw.execute("UPDATE rollbacks SET lease = 0").await.unwrap();
     first.renew(&[known.id, lost.id]).await.unwrap();
+    raw.execute("UPDATE rollbacks SET lease = lease + 1800000 WHERE lease > 0").await.unwrap();
     let claimed = place.open().await.claim().await.unwrap();
     assert_eq!(claimed.iter().map(|rollback| rollback.id).collect::<Vec<_>>(), [lost.id]);
 }

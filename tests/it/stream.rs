@@ -7,7 +7,7 @@ use crate::support::{
     controlplane::{ControlPlane, kubernetes},
     following::{Following, Recorder},
     rollbackd::{Rollbackd, Setup},
-    space::{Space, daemonset},
+    space::{Space, daemonset, updated},
     sse::Event,
     told::{assert_told, assert_whole},
     wait::until,
@@ -100,7 +100,7 @@ async fn all_listeners_get_the_same_bytes_and_one_that_joins_late_the_rest_of_th
     space.agent(&["img:1"]).await;
     space.set_image("agent", "x:unready").await;
     let path = format!("{}/status", space.path("agent"));
-    rollbackd.api.shows(&path, "the bad image", |status| status["updatedNumberScheduled"] == 1).await;
+    rollbackd.api.shows(&path, "the bad image", updated(2, 1)).await;
     let mut early = Vec::new();
     for _ in 0..20 {
         early.push(listen(&rollbackd, &path).await);
@@ -128,7 +128,7 @@ async fn all_listeners_get_the_same_bytes_and_one_that_joins_late_the_rest_of_th
 async fn min_ready_seconds_are_waited_for() {
     let (space, rollbackd) = start().await;
     let mut agent = daemonset("agent", "x:unready");
-    agent["spec"]["minReadySeconds"] = json!(5);
+    agent["spec"]["minReadySeconds"] = json!(600);
     agent["spec"]["updateStrategy"] = json!({"rollingUpdate": {"maxUnavailable": "100%"}});
     space.kubectl.create(&agent).await;
     space.observed("agent").await;
@@ -137,13 +137,15 @@ async fn min_ready_seconds_are_waited_for() {
     events.next().await.unwrap();
     let kubectl = Following::rollout(&space, "agent").await;
     space.set_image("agent", "img:1").await;
-    let told = events.into_all().await;
-    let waiting = |event: &&Event| {
+    let waiting = |event: &Event| {
         let count = |name: &str| event.data[name].as_i64().unwrap();
         count("numberReady") > count("numberAvailable") && count("updatedNumberScheduled") == 5
     };
-    let waiting = told.iter().find(waiting).unwrap_or_else(|| panic!("{told:#?}"));
-    assert_eq!(waiting.data["phase"], "waitingForPods");
+    let told = events.through("pods that are ready and not yet available", waiting).await;
+    assert_eq!(told.last().unwrap().data["phase"], "waitingForPods");
+    // The template is as it was: still the same rollout.
+    space.patch("agent", &json!({"spec": {"minReadySeconds": 1}})).await;
+    let told = events.into_all().await;
     let last = told.last().unwrap();
     assert_eq!((last.name.as_str(), &last.data["numberAvailable"]), ("complete", &json!(5)));
     if let Some(kubectl) = kubectl {
@@ -211,7 +213,7 @@ async fn nodes_may_come_and_go_and_be_tainted_in_the_middle() {
     let complete = |status: &Value| status["phase"] == "complete" && status["desiredNumberScheduled"] == 3;
     rollbackd.api.shows(&path, "the first rollout", complete).await;
     space.set_image("agent", "x:unready").await;
-    rollbackd.api.shows(&path, "the bad image", |status| status["updatedNumberScheduled"] == 3).await;
+    rollbackd.api.shows(&path, "the bad image", updated(2, 3)).await;
 
     let recorder = Recorder::start(&space, "agent").await;
     recorder.joined_by(&rollbackd.api, &path).await;
@@ -222,11 +224,14 @@ async fn nodes_may_come_and_go_and_be_tainted_in_the_middle() {
     space.kubectl.ok(&["delete", "node", &name(0)]).await;
     // Its pod stays, misscheduled, until the next rollout deletes it for good.
     space.kubectl.ok(&["taint", "node", &name(1), "other=taint:NoSchedule"]).await;
+    let left = |event: &Event| {
+        (&event.data["desiredNumberScheduled"], &event.data["numberMisscheduled"]) == (&json!(2), &json!(1))
+    };
+    told.extend(events.through("two nodes that are left", left).await);
     space.set_image("agent", "img:2").await;
     told.extend(events.into_all().await);
     let last = told.last().unwrap();
     assert_eq!((last.name.as_str(), &last.data["desiredNumberScheduled"]), ("complete", &json!(2)));
-    assert!(told.iter().any(|event| event.data["numberMisscheduled"] == 1), "{told:#?}");
     let versions = recorder.up_to(last.data["resourceVersion"].as_str().unwrap()).await;
     assert_told(&told, &versions);
     assert_whole(&told, &versions);
@@ -242,7 +247,7 @@ async fn a_rollout_that_stands_still_is_called_stalled_until_it_moves() {
     space.agent(&["img:1"]).await;
     space.set_image("agent", "x:unready").await;
     let path = format!("{}/status", space.path("agent"));
-    rollbackd.api.shows(&path, "the bad image", |status| status["updatedNumberScheduled"] == 1).await;
+    rollbackd.api.shows(&path, "the bad image", updated(2, 1)).await;
     let mut events = rollbackd.api.events(&path).await;
     let told = events.through("the stall", |event| event.data["stalledSince"].is_string()).await;
     let stalled = told.last().unwrap();
@@ -264,6 +269,7 @@ async fn a_rollout_that_stands_still_is_called_stalled_until_it_moves() {
     let rest = events.into_all().await;
     assert!(rest[0].data["stalledSince"].is_null(), "{:#?}", rest[0]);
     assert_eq!(rest.last().unwrap().name, "complete");
-    let named: Vec<_> = told.iter().chain(&rest).filter(|event| event.name == "stalled").collect();
+    let of_the_bad = |event: &&Event| event.name == "stalled" && event.data["generation"] == 2;
+    let named: Vec<_> = told.iter().chain(&rest).filter(of_the_bad).collect();
     assert!(named.len() <= 1, "{named:#?}");
 }

@@ -23,25 +23,12 @@ async fn try_to_roll_back(api: &Api, space: &Space) -> Answer {
     api.post(&rollback(space), &json!({"toRevision": 1, "dryRun": true})).await
 }
 
-/// Binds a role of the namespace to users and groups as they are.
-async fn bind(space: &Space, name: &str, right: Right, subjects: Value) {
-    let api = "rbac.authorization.k8s.io";
-    let items = json!([
-        {"apiVersion": format!("{api}/v1"), "kind": "Role", "metadata": {"name": name}, "rules": right.rules()},
-        {
-            "apiVersion": format!("{api}/v1"), "kind": "RoleBinding", "metadata": {"name": name},
-            "roleRef": {"apiGroup": api, "kind": "Role", "name": name}, "subjects": subjects,
-        },
-    ]);
-    space.kubectl.create(&json!({"apiVersion": "v1", "kind": "List", "items": items})).await;
-}
-
 fn group(name: &str) -> Value {
-    json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": name}])
+    json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": name})
 }
 
 fn user(name: &str) -> Value {
-    json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name}])
+    json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name})
 }
 
 /// A namespace with a DaemonSet of two revisions.
@@ -55,7 +42,7 @@ async fn space() -> Space {
 #[ignore = "needs the authentication and RBAC of a cluster"]
 async fn a_token_for_the_api_server_is_taken_only_where_that_is_said() {
     let space = space().await;
-    bind(&space, "oncall", Right::RollBack, group("oncall")).await;
+    space.bind("oncall", &Right::RollBack.rules(), group("oncall")).await;
     let for_the_server = {
         space.person("viewer", &[Right::View]).await;
         space.token("viewer", "https://kubernetes.default.svc").await
@@ -133,8 +120,8 @@ async fn who_acts_for_somebody_needs_the_right_and_then_their_rights_decide() {
     let space = space().await;
     let carol = format!("carol-{}", space.namespace);
     let team = format!("team-{}", space.namespace);
-    bind(&space, "carol", Right::RollBack, user(&carol)).await;
-    bind(&space, "team", Right::View, group(&team)).await;
+    space.bind("carol", &Right::RollBack.rules(), user(&carol)).await;
+    space.bind("team", &Right::View.rules(), group(&team)).await;
     // The portal may act for carol alone, and for members of one group; beside that it may patch.
     let portal = space.person("portal", &[Right::Patch]).await;
     let rules = json!([
@@ -178,7 +165,7 @@ async fn who_acts_for_somebody_needs_the_right_and_then_their_rights_decide() {
 async fn kubernetes_own_right_to_impersonate_is_honoured() {
     let space = space().await;
     let carol = format!("carol-{}", space.namespace);
-    bind(&space, "carol", Right::View, user(&carol)).await;
+    space.bind("carol", &Right::View.rules(), user(&carol)).await;
     let proxy = space.person("proxy", &[]).await;
     space.person("bot", &[Right::View]).await;
     let rules = json!([

@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, Service};
 
+use super::wait::PATIENCE;
+
 /// What goes wrong.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -28,13 +30,13 @@ pub enum Fault {
     CutAfter,
     /// Nothing is sent and nothing is answered.
     Silence,
-    /// Sent so much later. Whoever asked may have given up by then: it is sent all the same, as a frozen
+    /// Sent once this says true. Whoever asked may have given up by then: it is sent all the same, as a frozen
     /// API server would carry it out.
-    Late(Duration),
+    Late(watch::Receiver<bool>),
     /// Every piece of the answer (an event of a watch) comes so much later.
     SlowBody(Duration),
     /// No piece of the answer comes before this says true.
-    HeldBody(tokio::sync::watch::Receiver<bool>),
+    HeldBody(watch::Receiver<bool>),
     /// The connection breaks in the middle of the answer, once this is cancelled.
     CutBody(CancellationToken),
 }
@@ -86,7 +88,7 @@ impl Faults {
     /// Waits until the API server has answered a request that was [`Fault::Late`]; returns the status.
     pub async fn late_answer(&self) -> u16 {
         let mut late = self.late.subscribe();
-        let answered = tokio::time::timeout(Duration::from_secs(60), late.wait_for(Option::is_some)).await;
+        let answered = tokio::time::timeout(PATIENCE, late.wait_for(Option::is_some)).await;
         answered.expect("waited for a late answer").expect("the sender lives").expect("there is one")
     }
 
@@ -190,9 +192,9 @@ where
                     Err(cut())
                 }
                 Some(Fault::Silence) => std::future::pending().await,
-                Some(Fault::Late(delay)) => {
+                Some(Fault::Late(mut open)) => {
                     let late = tokio::spawn(async move {
-                        tokio::time::sleep(delay).await;
+                        let _ = open.wait_for(|open| *open).await;
                         let response = sent.await.map_err(Into::into)?;
                         answers.send_replace(Some(response.status().as_u16()));
                         Ok::<_, BoxError>(response)

@@ -92,7 +92,7 @@ impl Hand {
                     if held { self.sandbox.begin_deletion(&id) } else { self.sandbox.delete(&id) }
                 }
             }
-            ["rollout", "status", object] if flags == ["--timeout=60s"] => {
+            ["rollout", "status", object] if flags == ["--timeout=180s"] => {
                 if let Err(status) = self.rolled_out(&self.slashed(object)?) {
                     return Ok(Done::NotYet(status));
                 }

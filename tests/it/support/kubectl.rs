@@ -8,6 +8,7 @@ use tokio::{process::Command, time::Instant};
 use super::{
     controlplane::{ControlPlane, REAL_ONLY},
     hand::{Done, Hand, NotHere},
+    wait::PATIENCE,
 };
 
 /// kubectl as one user in one namespace.
@@ -140,7 +141,7 @@ impl Kubectl {
 }
 
 async fn by_hand(hand: &Hand, args: &[&str], input: &[u8]) -> Printed {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let done = hand.run(args, input);
         match done.unwrap_or_else(|NotHere| panic!("kubectl {args:?}: {REAL_ONLY}")) {

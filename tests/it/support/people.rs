@@ -1,7 +1,5 @@
 //! Callers with tokens, and the roles that give them rights. Each is a ServiceAccount in a test's namespace.
 
-use std::time::Duration;
-
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{
     rand::SystemRandom,
@@ -10,7 +8,7 @@ use ring::{
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use serde_json::{Value, json};
 
-use super::{controlplane::ControlPlane, space::Space};
+use super::{controlplane::ControlPlane, space::Space, wait::until_is};
 
 /// What a Role can give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,39 +67,87 @@ impl Space {
     /// Gives a ServiceAccount a right: in the namespace, or, as acting for others is asked for there, in
     /// the cluster.
     pub async fn give(&self, name: &str, right: Right) {
-        let (role, binding) = match right {
-            Right::Impersonate => ("ClusterRole", "ClusterRoleBinding"),
-            _ => ("Role", "RoleBinding"),
-        };
-        self.bind(name, (role, binding), &format!("{name}-{right:?}").to_lowercase(), &right.rules()).await;
+        let role = format!("{name}-{right:?}").to_lowercase();
+        match right {
+            Right::Impersonate => self.bind_everywhere(&role, &right.rules(), self.account(name)).await,
+            _ => self.bind(&role, &right.rules(), self.account(name)).await,
+        }
     }
 
     /// Gives a ServiceAccount rules in all namespaces.
     pub async fn give_everywhere(&self, name: &str, rules: &Value) {
-        self.bind(name, ("ClusterRole", "ClusterRoleBinding"), &format!("{name}-everywhere"), rules).await;
+        self.bind_everywhere(&format!("{name}-everywhere"), rules, self.account(name)).await;
+    }
+
+    fn account(&self, name: &str) -> Value {
+        json!({"kind": "ServiceAccount", "name": name, "namespace": self.namespace})
+    }
+
+    /// Makes a Role and binds it to a subject.
+    pub async fn bind(&self, role: &str, rules: &Value, subject: Value) {
+        self.make_bound("Role", role, rules, subject).await;
+    }
+
+    async fn bind_everywhere(&self, role: &str, rules: &Value, subject: Value) {
+        self.make_bound("ClusterRole", &format!("{}-{role}", self.namespace), rules, subject).await;
+    }
+
+    async fn make_bound(&self, kind: &str, role: &str, rules: &Value, subject: Value) {
+        let api = "rbac.authorization.k8s.io";
+        let version = format!("{api}/v1");
+        let binding = format!("{kind}Binding");
+        let review = self.review(&rules[0], &subject);
+        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": version, "kind": kind, "metadata": {"name": role}, "rules": rules},
+            {
+                "apiVersion": version,
+                "kind": binding,
+                "metadata": {"name": role},
+                "roleRef": {"apiGroup": api, "kind": kind, "name": role},
+                "subjects": [subject],
+            },
+        ]});
+        self.kubectl.apply(&objects).await;
+        // The API server reads roles and bindings from watches of its own.
+        until_is(&format!("{role} to be in force"), true, async || {
+            let answer = self.kubectl.feed(&["create", "-f", "-", "-o", "json"], &review).await;
+            let answer: Value = serde_json::from_str(&answer).expect("kubectl prints JSON");
+            answer["status"]["allowed"] == true
+        })
+        .await;
+    }
+
+    /// Asks whether a subject may do in the namespace what a rule gives.
+    fn review(&self, rule: &Value, subject: &Value) -> Value {
+        let name = subject["name"].as_str().expect("a subject has a name");
+        let resource = rule["resources"][0].as_str().expect("a rule has a resource");
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let (user, groups) = match subject["kind"].as_str() {
+            Some("ServiceAccount") => {
+                let namespace = subject["namespace"].as_str().expect("an account has a namespace");
+                (format!("system:serviceaccount:{namespace}:{name}"), vec![])
+            }
+            Some("Group") => ("a-member".to_owned(), vec![name]),
+            _ => (name.to_owned(), vec![]),
+        };
+        json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "groups": groups, "resourceAttributes": {
+                "namespace": self.namespace,
+                "verb": rule["verbs"][0],
+                "group": rule["apiGroups"][0],
+                "resource": resource,
+                "subresource": subresource,
+                "name": rule["resourceNames"][0],
+            }},
+        })
     }
 
     /// Takes a right away again.
     pub async fn take(&self, name: &str, right: Right) {
         let role = format!("{name}-{right:?}").to_lowercase();
         self.kubectl.ok(&["delete", "rolebinding", &role]).await;
-    }
-
-    async fn bind(&self, name: &str, (role, binding): (&str, &str), called: &str, rules: &Value) {
-        let cluster = role == "ClusterRole";
-        let called = if cluster { format!("{}-{called}", self.namespace) } else { called.to_owned() };
-        let api = "rbac.authorization.k8s.io";
-        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
-            {"apiVersion": format!("{api}/v1"), "kind": role, "metadata": {"name": called}, "rules": rules},
-            {
-                "apiVersion": format!("{api}/v1"),
-                "kind": binding,
-                "metadata": {"name": called},
-                "roleRef": {"apiGroup": api, "kind": role, "name": called},
-                "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": self.namespace}],
-            },
-        ]});
-        self.kubectl.apply(&objects).await;
     }
 
     /// A token of a ServiceAccount for an audience.
@@ -117,27 +163,24 @@ impl Space {
 }
 
 /// A token as the API server makes it, but for a time that it does not offer: its shortest is ten minutes.
-/// `lives` is counted from now; `None` has expired long ago.
+/// `expires` is in seconds since the epoch.
 pub async fn short_token(
     control_plane: &ControlPlane,
     space: &Space,
     name: &str,
     audience: &str,
-    lives: Option<Duration>,
+    expires: i64,
 ) -> String {
     let uid = space.kubectl.get("serviceaccount", name).await["metadata"]["uid"].clone();
     let now = jiff::Timestamp::now().as_second();
-    let (from, to) = match lives {
-        Some(lives) => (now, now + i64::try_from(lives.as_secs()).expect("a short time")),
-        None => (now - 7200, now - 3600),
-    };
+    let from = now.min(expires - 1);
     let claims = json!({
         "iss": "https://kubernetes.default.svc",
         "sub": space.user(name),
         "aud": [audience],
         "iat": from,
         "nbf": from,
-        "exp": to,
+        "exp": expires,
         "kubernetes.io": {
             "namespace": space.namespace,
             "serviceaccount": {"name": name, "uid": uid},

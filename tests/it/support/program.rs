@@ -4,6 +4,10 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -83,9 +87,16 @@ impl Drop for Running {
     }
 }
 
-/// A port that nobody listens on.
+/// A port that nobody listens on: below those that the kernel hands out, so that nobody else of this process gets it
+/// before it is used.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("an address").port()
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
+        // Below those of the control planes.
+        let process = u16::try_from(std::process::id() % 700).expect("less than 700");
+        AtomicU16::new(10_000 + process * 10)
+    });
+    let mut ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a port is free")
 }
 
 /// Runs a line in a shell, which must succeed; returns what it prints.

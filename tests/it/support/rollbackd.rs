@@ -6,6 +6,8 @@ use clap::Parser;
 use rollbackd::{
     auth::Pace,
     config::{Cli, Command},
+    http::Limits,
+    rollbacks::Patience,
     sandbox::Unsimulated,
     server::{Server, Timing},
 };
@@ -53,9 +55,19 @@ pub struct Setup<'a> {
     pub store: Option<&'a Place>,
 }
 
-/// The usual times. Many tests share a cluster, each with a record of its own.
+/// The usual times, but more patience with a busy machine: a test that needs one of them to pass says so. Many tests
+/// share a cluster, each with a record of its own.
 pub fn timing() -> Timing {
-    Timing { unrecorded: None, ..Timing::default() }
+    let usual = Timing::default();
+    let long = Duration::from_secs(60);
+    Timing {
+        // Tests do things between a request and its being sent, with kubectl.
+        api: long,
+        patience: Patience { recording: long, settling: long, attempts: 200, patching: long },
+        limits: Limits { generation: long, stale_after: long, ..usual.limits },
+        unrecorded: None,
+        ..usual
+    }
 }
 
 impl<'a> Setup<'a> {

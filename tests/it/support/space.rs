@@ -65,7 +65,7 @@ impl Space {
 
     /// Waits with kubectl until a rollout is complete.
     pub async fn rolled_out(&self, name: &str) {
-        self.kubectl.ok(&["rollout", "status", &format!("daemonset/{name}"), "--timeout=60s"]).await;
+        self.kubectl.ok(&["rollout", "status", &format!("daemonset/{name}"), "--timeout=180s"]).await;
     }
 
     /// Waits until the controller has acted on the newest spec of a DaemonSet.
@@ -99,6 +99,12 @@ impl Space {
         revisions.sort_by_key(|revision| revision["revision"].as_i64());
         revisions
     }
+}
+
+/// Whether a status is that of a generation of a DaemonSet, of whose pods so many are updated. With an image that never
+/// gets ready it goes no further.
+pub fn updated(generation: i64, pods: i64) -> impl Fn(&Value) -> bool {
+    move |status| status["observedGeneration"] == generation && status["updatedNumberScheduled"] == pods
 }
 
 /// A small DaemonSet with one container `main`, on all nodes.

@@ -1,8 +1,8 @@
 //! Server-sent events as a browser reads them.
 
-use std::time::Duration;
-
 use serde_json::Value;
+
+use super::wait::PATIENCE;
 
 /// One event.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ impl Events {
 
     /// The next event; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Event> {
-        tokio::time::timeout(Duration::from_secs(90), self.read()).await.expect("waited for an event")
+        tokio::time::timeout(PATIENCE, self.read()).await.expect("waited for an event")
     }
 
     async fn read(&mut self) -> Option<Event> {
@@ -75,7 +75,7 @@ impl Events {
                 self.piece().await.expect("the stream goes on");
             }
         };
-        tokio::time::timeout(Duration::from_secs(90), waiting).await.expect("waited for a comment");
+        tokio::time::timeout(PATIENCE, waiting).await.expect("waited for a comment");
     }
 
     /// Events up to the first that `is` holds for, and that one.

@@ -94,6 +94,8 @@ impl Twins {
         if kubernetes().is_some() {
             let (theirs, ours) = tokio::join!(state(&self.theirs), state(&self.ours));
             assert_eq!(ours, theirs);
+        } else {
+            self.ours.observed("agent").await;
         }
     }
 
