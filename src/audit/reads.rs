@@ -1,7 +1,5 @@
 //! What can be read of the store.
 
-use std::collections::HashSet;
-
 use sqlx::{Any, Arguments as _, AssertSqlSafe, Encode, FromRow, Type, any::AnyArguments};
 use uuid::Uuid;
 
@@ -146,13 +144,16 @@ impl Store {
         Ok(Head { sequence, hash })
     }
 
-    /// The namespaces that have entries.
+    /// The namespaces that have entries, and whether of more than denials: those anybody may leave, in whatever
+    /// namespaces they like.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn namespaces(&self) -> Result<HashSet<Namespace>, StoreError> {
-        let query = sqlx::query_scalar("SELECT DISTINCT namespace FROM audit");
-        let names: Vec<String> = in_time(query.fetch_all(&self.database.read)).await?;
-        Ok(names.iter().filter_map(|name| Namespace::parse(name).ok()).collect())
+    pub async fn namespaces(&self) -> Result<Vec<(Namespace, bool)>, StoreError> {
+        let sql = "SELECT namespace, CAST(MAX(CASE WHEN action = 'rollback.denied' THEN 0 ELSE 1 END) AS BIGINT) FROM audit GROUP BY namespace";
+        let query = sqlx::query_as(sql);
+        let names: Vec<(String, i64)> = in_time(query.fetch_all(&self.database.read)).await?;
+        let parsed = |(name, more): (String, i64)| Some((Namespace::parse(&name).ok()?, more != 0));
+        Ok(names.into_iter().filter_map(parsed).collect())
     }
 }

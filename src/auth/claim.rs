@@ -6,6 +6,8 @@ use crate::domain::actor::{Actor, Identity};
 
 /// The group that every authenticated user is in; Kubernetes adds it to whoever is impersonated.
 const AUTHENTICATED: &str = "system:authenticated";
+/// How the user name of a ServiceAccount begins.
+const ACCOUNT: &str = "system:serviceaccount:";
 
 /// A person for whom a caller says to act. Nothing of it is true before the caller's right to do so is
 /// reviewed.
@@ -16,7 +18,8 @@ pub struct Claim {
     groups: Vec<String>,
 }
 
-/// A name that nobody may act for, whatever RBAC says: it is as good as the administrator's, or a node's.
+/// A name that nobody may act for, whatever RBAC says: it is as good as the administrator's, a node's, or one of the
+/// control plane's own.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("nobody can act for {name} here")]
 pub struct NeverImpersonated {
@@ -36,10 +39,26 @@ impl Claim {
             let privileged = ["system:masters", "system:anonymous", "system:unauthenticated"];
             privileged.contains(&name.as_str()) || name.starts_with("system:node")
         };
-        match std::iter::once(&self.user).chain(&self.groups).find(never) {
+        // Who may act for any user means people. What runs the cluster may patch every DaemonSet.
+        let system = |user: &&String| match user.strip_prefix(ACCOUNT) {
+            Some(account) => account.starts_with("kube-system:"),
+            None => user.starts_with("system:"),
+        };
+        let named = std::iter::once(&self.user);
+        match named.clone().chain(&self.groups).find(never).or_else(|| named.clone().find(system)) {
             Some(name) => Err(NeverImpersonated { name: name.clone() }),
             None => Ok(()),
         }
+    }
+
+    /// Whether it is an account that is named, and no person.
+    pub(super) fn is_account(&self) -> bool {
+        self.user.starts_with(ACCOUNT)
+    }
+
+    /// Checks that it is not rollbackd's own account that is named, which may patch what it serves.
+    pub(super) fn is_not(&self, own: &str) -> Result<(), NeverImpersonated> {
+        if self.user == own { Err(NeverImpersonated { name: own.to_owned() }) } else { Ok(()) }
     }
 
     pub(super) fn user(&self) -> &str {
@@ -54,7 +73,7 @@ impl Claim {
     /// (`WithImpersonation` in the API server).
     pub(super) fn person(&self) -> Identity {
         let mut groups = self.groups.clone();
-        let account = self.user.strip_prefix("system:serviceaccount:");
+        let account = self.user.strip_prefix(ACCOUNT);
         if let Some((namespace, _)) = account.and_then(|account| account.split_once(':'))
             && groups.is_empty()
         {
@@ -73,15 +92,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_administrators_and_the_nodes_are_never_impersonated() {
+    fn the_administrators_the_nodes_and_the_control_plane_are_never_impersonated() {
         let claim = |user: &str, group: &str| Claim::new(user.into(), vec![group.into()]).check();
         assert!(claim("alice", "oncall").is_ok());
+        assert!(claim("system:serviceaccount:ci:bot", "system:serviceaccounts:ci").is_ok());
         for (user, group) in [
             ("alice", "system:masters"),
             ("alice", "system:nodes"),
             ("system:node:n1", "oncall"),
             ("system:anonymous", "oncall"),
             ("system:masters", "oncall"),
+            ("system:kube-controller-manager", "oncall"),
+            ("system:serviceaccount:kube-system:daemon-set-controller", "oncall"),
         ] {
             assert!(claim(user, group).is_err(), "{user} {group}");
         }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::{
     AuthError, Claim, Denied, Token,
@@ -84,6 +84,7 @@ pub struct Reviews {
     accesses: Memory<(Digest, Access), ()>,
     known: Semaphore,
     unknown: Semaphore,
+    own_name: OnceCell<String>,
     metrics: Metrics,
 }
 
@@ -100,6 +101,7 @@ impl Reviews {
             accesses: Memory::new(lifetimes, REMEMBERED),
             known: Semaphore::new(KNOWN_AT_ONCE),
             unknown: Semaphore::new(UNKNOWN_AT_ONCE),
+            own_name: OnceCell::new(),
             metrics,
         }
     }
@@ -150,6 +152,10 @@ impl Reviews {
     /// The person for whom somebody says to act, if that is allowed.
     pub(super) async fn person(&self, who: &Subject, claim: &Claim, age: Age) -> Result<Subject, AuthError> {
         claim.check()?;
+        if claim.is_account() {
+            let own = self.own_name.get_or_try_init(|| self.reviewer.own_name()).await?;
+            claim.is_not(own)?;
+        }
         let user = Access::impersonate_user(claim.user());
         let groups = claim.groups().iter().map(|group| Access::impersonate_group(group));
         for [own, kubernetes] in std::iter::once(user).chain(groups) {

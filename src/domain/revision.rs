@@ -36,7 +36,7 @@ pub struct Revision {
     pub uid: String,
     /// Uid of the object that controls it; `None` for an orphan.
     pub owner: Option<String>,
-    /// Name of that object.
+    /// Name of that object; of what is no DaemonSet, with its kind, as in `StatefulSet/web`.
     pub owner_name: Option<String>,
     /// Value of the label `controller-revision-hash`, which the pods of this revision carry too.
     pub hash: Option<String>,

@@ -167,7 +167,7 @@ impl From<WireRevision> for ObservedRevision {
         let labels = metadata.labels.unwrap_or_default();
         let owners = metadata.owner_references.unwrap_or_default();
         let controller = owners.into_iter().find(|owner| owner.controller == Some(true));
-        let (owner, owner_name) = controller.map(|owner| (owner.uid, owner.name)).unzip();
+        let (owner, owner_name) = controller.map(|owner| (owner.uid, named(owner.kind, owner.name))).unzip();
         let revision = Revision {
             number: RevisionNumber(revision),
             controller_revision: metadata.name.unwrap_or_default(),
@@ -182,6 +182,11 @@ impl From<WireRevision> for ObservedRevision {
         };
         Self { meta, labels, revision }
     }
+}
+
+/// The name of a DaemonSet by itself, any other with its kind, which no name of a DaemonSet is like.
+fn named(kind: String, name: String) -> String {
+    if kind == "DaemonSet" { name } else { format!("{kind}/{name}") }
 }
 
 fn template(data: Option<&RawValue>) -> Result<Template, NotRestorable> {

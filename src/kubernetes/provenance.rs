@@ -337,6 +337,22 @@ mod tests {
         assert_eq!(standing(&provenance, &other, "r-old", "old"), Standing::Planted);
     }
 
+    #[tokio::test]
+    async fn a_revision_that_a_statefulset_of_the_same_name_had_is_not_ours() {
+        let provenance = Arc::new(Provenance::default());
+        let mut watch = RevisionWatch::new(provenance.clone(), None);
+        let live = daemonset("a");
+        provenance.daemonset(&live);
+        let mut theirs = fixtures::revision_of("r-theirs", "theirs");
+        theirs.owner_name = Some("StatefulSet/web".into());
+        watch.list_begins();
+        watch.listed(&ObservedRevision::fixture("default", theirs));
+        watch.list_ends();
+        // Whoever may write ControllerRevisions can give it to the DaemonSet.
+        watch.applied(&observed("r-theirs", "theirs"));
+        assert_eq!(standing(&provenance, &live, "r-theirs", "theirs"), Standing::Planted);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_comes_up_in_a_gap_can_not_be_told() {
         let (provenance, mut watch) = watching();

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
+    authentication::v1::{SelfSubjectReview, TokenReview, TokenReviewSpec, UserInfo},
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
 };
 use kube::{Api, api::PostParams};
@@ -67,6 +67,17 @@ impl Reviewer {
         };
         let authenticated = status.authenticated == Some(true) && meant_for_us;
         Ok(status.user.filter(|_| authenticated).and_then(identity))
+    }
+
+    /// rollbackd's own user name (SelfSubjectReview, which every account may create: `system:basic-user`).
+    ///
+    /// # Errors
+    /// What kept the API server from answering.
+    pub async fn own_name(&self) -> Result<String, ClusterError> {
+        let reviews: Api<SelfSubjectReview> = Api::all(self.client.clone());
+        let answer = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await?;
+        let user = answer.status.and_then(|status| status.user_info);
+        Ok(user.and_then(|user| user.username).unwrap_or_default())
     }
 
     /// Whether RBAC, or whatever else the cluster's authorization is, allows something.

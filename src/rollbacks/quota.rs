@@ -1,7 +1,8 @@
 //! How much of what changed nothing one caller may leave in the audit: denials, refusals, dry runs.
 //!
 //! Of each kind the first few are told one by one, and what comes after them within a while is summed
-//! up in one entry. So a flood of them neither fills the store nor holds up a real rollback.
+//! up in one entry for each DaemonSet and each person for whom it was tried, up to a bound. So a flood of
+//! them neither fills the store, nor holds up a real rollback, nor hides what else was tried.
 
 use std::{
     collections::HashMap,
@@ -12,13 +13,18 @@ use std::{
 use super::{Inner, now};
 use crate::{
     audit::{Action, Entry, StoreError},
+    domain::{
+        actor::Actor,
+        key::{Name, Namespace},
+    },
     telemetry::causes,
 };
 
 /// How many entries of one kind a caller may have.
 #[derive(Clone, Copy, Debug)]
 pub struct Quota {
-    pub entries: u64,
+    /// One by one, and as many that sum up.
+    pub entries: usize,
     /// Counted from the first of them.
     pub window: Duration,
 }
@@ -31,6 +37,8 @@ impl Default for Quota {
 
 /// User, and what was recorded.
 type Kind = (String, Action);
+/// For whom, and to which DaemonSet.
+type Target = (Option<Actor>, Option<Namespace>, Option<Name>);
 
 /// What callers have had within their windows.
 #[derive(Debug, Default)]
@@ -40,9 +48,44 @@ pub(super) struct Used {
 
 #[derive(Debug, Default)]
 struct Window {
-    recorded: u64,
-    /// What is to be summed up, and the last of it.
-    rest: Option<(u64, Entry)>,
+    recorded: usize,
+    /// What is to be summed up.
+    sums: HashMap<Target, Sum>,
+    /// What came up when there were enough of those.
+    others: Option<Sum>,
+}
+
+#[derive(Debug)]
+struct Sum {
+    count: u64,
+    last: Entry,
+}
+
+impl Window {
+    fn count(&mut self, entry: Entry, most: usize) {
+        let target = (entry.on_behalf_of.clone(), entry.namespace.clone(), entry.name.clone());
+        let count = |sum: Option<&Sum>| sum.map_or(1, |sum| sum.count + 1);
+        if self.sums.len() < most || self.sums.contains_key(&target) {
+            let sum = Sum { count: count(self.sums.get(&target)), last: entry };
+            self.sums.insert(target, sum);
+        } else {
+            self.others = Some(Sum { count: count(self.others.as_ref()), last: entry });
+        }
+    }
+
+    /// An entry for each sum, in the order of their last requests.
+    fn summaries(self) -> Vec<Entry> {
+        let alike = self.sums.into_values().map(|sum| (sum, "like this one"));
+        let others =
+            self.others.map(|sum| (sum, "of this caller, of which many DaemonSets or persons were named"));
+        let mut sums: Vec<_> = alike.chain(others).collect();
+        sums.sort_by_key(|(sum, _)| sum.last.time);
+        let told = sums.into_iter().map(|(Sum { count, last }, what)| {
+            let message = format!("{count} more {what}; the last: {}", last.message);
+            Entry { count: Some(count), message, time: now(), ..last }
+        });
+        told.collect()
+    }
 }
 
 impl Used {
@@ -63,8 +106,7 @@ impl Inner {
             let mut windows = self.used.windows();
             let window = windows.entry(kind.clone()).or_default();
             if window.recorded >= quota.entries {
-                let count = window.rest.as_ref().map_or(0, |(count, _)| *count);
-                window.rest = Some((count + 1, entry));
+                window.count(entry, quota.entries);
                 return Ok(());
             }
             window.recorded += 1;
@@ -81,15 +123,14 @@ impl Inner {
         let window = self.parts.quota.window;
         self.parts.stop.run_until_cancelled(tokio::time::sleep(window)).await;
         let closed = self.used.windows().remove(&kind);
-        let Some((count, last)) = closed.and_then(|window| window.rest) else { return };
-        let message = format!("{count} more like this one; the last: {}", last.message);
-        let summary = Entry { count: Some(count), message, time: now(), ..last };
-        if let Err(error) = self.parts.store.append(&summary).await {
-            tracing::warn!(
-                error = %causes(&error),
-                count,
-                "a flood of requests is not on record"
-            );
+        for summary in closed.map(Window::summaries).unwrap_or_default() {
+            if let Err(error) = self.parts.store.append(&summary).await {
+                tracing::warn!(
+                    error = %causes(&error),
+                    count = summary.count,
+                    "a flood of requests is not on record"
+                );
+            }
         }
     }
 }

@@ -70,8 +70,12 @@ fn granted() -> BTreeSet<Use> {
 #[ignore = "needs the authentication and RBAC of a cluster"]
 async fn rights_granted_are_rights_used() {
     // What every account may do (`system:basic-user`, `system:public-info-viewer`).
-    let everybodys =
-        ["get /version", "create authorization.k8s.io/selfsubjectaccessreviews"].map(str::to_owned);
+    let everybodys = [
+        "get /version",
+        "create authorization.k8s.io/selfsubjectaccessreviews",
+        "create authentication.k8s.io/selfsubjectreviews",
+    ]
+    .map(str::to_owned);
     let space = Space::new(ControlPlane::shared()).await;
     space.recorded(&["img:1", "img:2"]).await;
     // A status that is written in between would make the patch a conflict, whose answer is lost as well.
@@ -85,6 +89,10 @@ async fn rights_granted_are_rights_used() {
     }
     api.get("/daemonsets").await;
     api.get(&space.path("nobody")).await.problem(404, "daemonset-not-found");
+    // Whether it is its own account that somebody says to act for.
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str()), ("impersonate-user", "system:serviceaccount:a:b")];
+    rollbackd.api.with_headers(&headers).get(&path).await.problem(403, "forbidden");
     let rollback = format!("{path}/rollback");
     api.post(&rollback, &json!({"toRevision": 1, "dryRun": true})).await.expect(200);
     // A 403 to the patch: whose right is missing is asked.

@@ -213,19 +213,48 @@ async fn denied_rollbacks_are_on_record_and_a_flood_of_them_is_summed_up() {
         stranger.post(&rollback(&space), &body).await.problem(403, "forbidden");
     }
     stranger.get(&space.path("agent")).await.problem(403, "forbidden");
+    // In between, and no more hidden for that.
+    let elsewhere = json!({"toRevision": 2, "dryRun": true});
+    stranger.post(&format!("{}/rollback", space.path("other")), &elsewhere).await.problem(403, "forbidden");
+    stranger
+        .post(&rollback(&space), &json!({"toRevision": 1, "reason": "let me"}))
+        .await
+        .problem(403, "forbidden");
     // At the end of a window, or of the process.
     rollbackd.stop().await;
     let setup = Setup { store: Some(&rollbackd.store), ..Setup::guarded(ControlPlane::shared()) };
     let next = Rollbackd::start_with(setup).await;
     let entries = next.api.with_token(&auditor).audit(&space.namespace).await;
-    assert_eq!(entries.len(), 3, "{entries:#?}");
-    for entry in &entries {
+    assert_eq!(entries.len(), 4, "{entries:#?}");
+    assert_eq!((&entries[2]["name"], &entries[2]["count"]), (&json!("other"), &json!(1)));
+    for entry in entries.iter().filter(|entry| entry["name"] == "agent") {
         assert_eq!((&entry["action"], &entry["outcome"]), (&json!("rollback.denied"), &json!("denied")));
         assert_eq!(entry["actor"]["user"], space.user("stranger"));
         assert_eq!((&entry["reason"], &entry["source"]), (&json!("let me"), &json!("127.0.0.1")));
         assert!(entry["message"].as_str().unwrap().contains("cannot create resource"), "{entry}");
     }
-    assert_eq!((&entries[0]["count"], &entries[2]["count"]), (&Value::Null, &json!(5)));
+    assert_eq!((&entries[0]["count"], &entries[3]["count"]), (&Value::Null, &json!(6)));
+}
+
+#[tokio::test]
+#[ignore = "needs the authentication and RBAC of a cluster"]
+async fn denials_in_namespaces_that_are_made_up_keep_nobody_from_the_audit() {
+    let space = space().await;
+    let stranger = space.person("stranger", &[]).await;
+    let auditor = space.person("auditor", &[Right::Audit]).await;
+    let mut setup = Setup::guarded(ControlPlane::shared());
+    setup.timing.quota.entries = 1000;
+    let rollbackd = Rollbackd::start_with(setup).await;
+    let stranger = rollbackd.api.with_token(&stranger);
+    stranger.post(&rollback(&space), &json!({})).await.problem(403, "forbidden");
+    // More than one is asked about.
+    for number in 0..257 {
+        let path = format!("/daemonsets/made-up-{number}/agent/rollback");
+        stranger.post(&path, &json!({})).await.problem(403, "forbidden");
+    }
+    let seen = rollbackd.api.with_token(&auditor).get("/audit").await.expect(200);
+    let items = seen["items"].as_array().unwrap();
+    assert_eq!((items.len(), &items[0]["namespace"]), (1, &json!(space.namespace)), "{seen}");
 }
 
 #[tokio::test]

@@ -266,12 +266,20 @@ async fn entries_are_read_back_as_written_by_every_filter_order_and_page(place: 
         }
         assert_eq!((up, down), (oldest_first, newest_first), "{filter:?}");
     }
-    let namespaces: BTreeSet<String> =
-        store.namespaces().await.unwrap().iter().map(ToString::to_string).collect();
-    let expected: BTreeSet<String> =
-        written.iter().flat_map(|(_, entry)| &entry.namespace).map(ToString::to_string).collect();
+    let denied = Entry {
+        action: Action::Denied,
+        outcome: Outcome::Denied,
+        namespace: namespace("nowhere"),
+        ..entry(31)
+    };
+    store.append(&denied).await.unwrap();
+    let namespaces: BTreeSet<(String, bool)> =
+        store.namespaces().await.unwrap().into_iter().map(|(name, more)| (name.to_string(), more)).collect();
+    let mut expected: BTreeSet<(String, bool)> =
+        written.iter().flat_map(|(_, entry)| &entry.namespace).map(|name| (name.to_string(), true)).collect();
+    expected.insert(("nowhere".to_owned(), false));
     assert_eq!(namespaces, expected);
-    place.assert_whole(30).await;
+    place.assert_whole(31).await;
 }
 
 async fn rollbacks_are_read_back_as_written_by_every_filter_and_page(place: Place) {

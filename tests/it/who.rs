@@ -200,13 +200,17 @@ async fn nobody_acts_for_administrators_and_nodes_and_odd_headers_are_refused() 
         &[("impersonate-user", "alice"), ("impersonate-group", "system:masters")][..],
         &[("impersonate-user", "alice"), ("impersonate-group", "system:nodes")],
         &[("impersonate-user", "system:node:node-0")],
+        &[("impersonate-user", "system:kube-controller-manager")],
+        &[("impersonate-user", "system:serviceaccount:kube-system:daemon-set-controller")],
+        // rollbackd itself, who may patch.
+        &[("impersonate-user", "system:serviceaccount:rollbackd:rollbackd")],
     ] {
         let (read, write) = with(headers).await;
         read.problem(403, "never-impersonated");
         write.problem(403, "never-impersonated");
     }
     let denied = rollbackd.api.with_token(&auditor).actions(&space.namespace).await;
-    assert_eq!(denied, ["rollback.denied"; 3]);
+    assert_eq!(denied, ["rollback.denied"; 6]);
     for (headers, name, kind) in [
         (&[("impersonate-uid", "1"), ("impersonate-user", "a")][..], "impersonate-uid", "unsupported-header"),
         (&[("impersonate-extra-scopes", "x")], "impersonate-extra-scopes", "unsupported-header"),
