@@ -18,7 +18,7 @@ use super::{
     cache::selected,
     liveness::Liveness,
     objects::{ObservedDaemonSet, ObservedRevision},
-    transport::Transport,
+    transport::{Transport, Warnings},
 };
 use crate::domain::{
     daemonset::{DaemonSet, FIELD_MANAGER, ROLLBACK},
@@ -136,7 +136,7 @@ impl Live {
     ///
     /// # Errors
     /// With [`super::Delivery::Unknown`] the patch may have been carried out, or may yet be.
-    pub async fn restore(&self, grant: &Grant, restore: Restore<'_>) -> Result<Arc<DaemonSet>, ClusterError> {
+    pub async fn restore(&self, grant: &Grant, restore: Restore<'_>) -> Result<Restored, ClusterError> {
         self.patch(grant, restore.body(), false).await
     }
 
@@ -144,11 +144,7 @@ impl Live {
     ///
     /// # Errors
     /// As [`Live::restore`]; nothing is ever changed.
-    pub async fn try_restore(
-        &self,
-        grant: &Grant,
-        restore: Restore<'_>,
-    ) -> Result<Arc<DaemonSet>, ClusterError> {
+    pub async fn try_restore(&self, grant: &Grant, restore: Restore<'_>) -> Result<Restored, ClusterError> {
         self.patch(grant, restore.body(), true).await
     }
 
@@ -167,13 +163,17 @@ impl Live {
         self.patch(grant, body, false).await.map(drop)
     }
 
-    async fn patch(&self, grant: &Grant, body: Value, dry_run: bool) -> Result<Arc<DaemonSet>, ClusterError> {
+    async fn patch(&self, grant: &Grant, body: Value, dry_run: bool) -> Result<Restored, ClusterError> {
         let params =
             PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let key = grant.key();
-        let api = self.daemonsets(key);
-        let patched = api.patch(key.name.as_str(), &params, &Patch::Strategic(body)).await?;
-        Ok(patched.daemonset)
+        let request = ApiRequest::new(self.daemonsets(key).resource_url());
+        let request = request.patch(key.name.as_str(), &params, &Patch::Strategic(body));
+        let mut request = request.map_err(kube::Error::BuildRequest)?;
+        let warnings = Warnings::default();
+        request.extensions_mut().insert(warnings.clone());
+        let patched: ObservedDaemonSet = self.client.request(request).await?;
+        Ok(Restored { daemonset: patched.daemonset, warnings: warnings.take() })
     }
 
     /// Whether rollbackd's own account may patch a DaemonSet: tells a 403 of RBAC from one of
@@ -228,6 +228,14 @@ impl Live {
         let version: Value = self.client.request(request).await?;
         Ok(version["gitVersion"].as_str().unwrap_or("unknown").to_owned())
     }
+}
+
+/// What a patch has made, or would make.
+#[derive(Debug)]
+pub struct Restored {
+    pub daemonset: Arc<DaemonSet>,
+    /// What the API server and its admission warn of, in their words.
+    pub warnings: Vec<String>,
 }
 
 impl Restore<'_> {

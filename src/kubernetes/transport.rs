@@ -6,17 +6,21 @@
 //!   and Fairness) becomes one without its text, with `Retry-After` kept; any other 4xx becomes [`NoStatus`].
 //! - Bytes that are not UTF-8 become U+FFFD, as in Go: the API server stores such bytes in a
 //!   ControllerRevision's `data`, and kube would give up the watch of all.
+//! - What the API server warns of ([`Warnings`]) is kept for a request that asks for it.
 //! - Watches report to [`Liveness`] that they are open and what they deliver.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response, header::RETRY_AFTER};
+use http::{
+    HeaderMap, Request, Response,
+    header::{RETRY_AFTER, WARNING},
+};
 use http_body_util::{BodyExt, Full};
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -36,6 +40,42 @@ pub struct Silent;
 pub(super) struct NoStatus {
     code: u16,
     pub retry_after: Option<Duration>,
+}
+
+/// Warnings that are kept of one answer.
+const WARNINGS: usize = 20;
+
+/// As an extension of a request: gets what the API server, or a policy or webhook of its admission, warns of in
+/// the headers of its answer (KEP-1693; kubectl prints them).
+#[derive(Clone, Debug, Default)]
+pub(super) struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    /// Takes them out.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn keep(&self, headers: &HeaderMap) {
+        let values = headers.get_all(WARNING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let texts: Vec<String> = values.filter_map(|value| warning_text(&value)).take(WARNINGS).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = texts;
+    }
+}
+
+/// The text of a header as Kubernetes writes it: `299 - "text"`, with a backslash before a quote or backslash
+/// (RFC 7234, 5.5; `NewWarningHeader` in apimachinery).
+fn warning_text(value: &str) -> Option<String> {
+    let (_, quoted) = value.strip_prefix("299 ")?.split_once('"')?;
+    let mut text = String::new();
+    let mut characters = quoted.chars();
+    loop {
+        match characters.next()? {
+            '"' => return Some(text),
+            '\\' => text.push(characters.next()?),
+            character => text.push(character),
+        }
+    }
 }
 
 /// Wraps a client's requests; made into the client that the rest of this room uses.
@@ -67,12 +107,16 @@ impl Service<Request<Body>> for Transport {
         let Self { inner, liveness, deadline } = self.clone();
         Box::pin(async move {
             let watched = watched(&request);
+            let warnings = request.extensions().get::<Warnings>().cloned();
             let answer = async {
                 let response = inner.send(request).await?;
                 if let (Some(kind), true) = (watched, response.status().is_success()) {
                     return Ok::<_, BoxError>(response.map(|body| observed(body, kind, liveness)));
                 }
                 let (parts, body) = response.into_parts();
+                if let Some(warnings) = warnings {
+                    warnings.keep(&parts.headers);
+                }
                 let body = body.collect().await?.to_bytes();
                 Ok(whole(Response::from_parts(parts, body))?)
             };
@@ -203,6 +247,16 @@ mod tests {
         assert!(!value.to_string().contains("secret"));
         let value: Value = serde_json::from_slice(&status(500, None, b"{}").unwrap()).unwrap();
         assert_eq!(value["code"], 500);
+    }
+
+    #[test]
+    fn a_warning_is_read_as_kubernetes_writes_it() {
+        let text = |value: &str| warning_text(value);
+        assert_eq!(text(r#"299 - "say \"no\" \\ x""#).as_deref(), Some(r#"say "no" \ x"#));
+        assert_eq!(text("299 kube \"größe\" \"Fri, 27 Nov 2026 10:00:00 GMT\"").as_deref(), Some("größe"));
+        for other in ["199 - \"x\"", "299 - \"open", "299 -", ""] {
+            assert_eq!(text(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -15,13 +15,16 @@ use crate::{
         kubectl,
         revision::{Revision, RevisionNumber},
         rollback::{
-            Decision, Mode, Origin, Plan, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState,
-            plan,
+            Decision, Mode, OnWarning, Origin, Plan, Refusal, RevisionInfo, Rollback, RollbackRequest,
+            RollbackState, Warning, plan,
         },
         template::Template,
     },
     failpoint::{fail_during, fail_point},
-    kubernetes::{ClusterError, Delivery, Grant, live::Restore},
+    kubernetes::{
+        ClusterError, Delivery, Grant,
+        live::{Restore, Restored},
+    },
     telemetry::causes,
 };
 
@@ -30,7 +33,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// How one attempt to patch ended.
 enum Attempt {
-    Applied(Arc<DaemonSet>),
+    Applied(Restored),
     /// Somebody else wrote in between.
     Conflict,
     /// The answer was lost.
@@ -55,8 +58,10 @@ impl Inner {
             Mode::Apply => match self.take_turn(&key, id) {
                 Ok(turn) => Some(turn),
                 Err(busy) => {
-                    self.record_refusal(&key, &origin, request.mode, &busy).await;
-                    return Err(busy);
+                    let no = (Action::Refused, EntryOutcome::Refused);
+                    let refused = self.try_record_no(no, &key, &origin, request.mode, busy.to_string()).await;
+                    // Whose turn it is may be waiting for the store, too: that can be for long.
+                    return Err(refused.err().map_or(busy, RollbackError::Store));
                 }
             },
         };
@@ -71,12 +76,10 @@ impl Inner {
             (Decision::Skip { current, number }, None) => {
                 self.preview_skip(id, &daemonset, current, number, origin).await
             }
-            (Decision::Restore(plan), None) => {
-                let preview = self.preview(id, &grant, daemonset, *plan, &origin).await;
-                if let Err(refusal @ RollbackError::RefusedByServer { .. }) = &preview {
-                    self.record_refusal(&key, &origin, request.mode, refusal).await;
-                }
-                preview
+            (Decision::Restore(mut plan), None) => {
+                let tried = self.try_out(id, &grant, daemonset, &mut plan, &request, &origin).await;
+                let (daemonset, patched) = tried?;
+                self.preview(id, daemonset, &patched, *plan, &origin).await
             }
             (Decision::Skip { current, number }, Some(_turn)) => {
                 let mut rollback =
@@ -88,7 +91,14 @@ impl Inner {
                 self.announce(&rollback);
                 Ok(Outcome::Skipped { rollback, number })
             }
-            (Decision::Restore(plan), Some(turn)) => {
+            (Decision::Restore(mut plan), Some(turn)) => {
+                let daemonset = match request.on_warning {
+                    OnWarning::Proceed => daemonset,
+                    // What the API server warns of it says only when it is asked.
+                    OnWarning::Refuse => {
+                        self.try_out(id, &grant, daemonset, &mut plan, &request, &origin).await?.0
+                    }
+                };
                 let mut rollback =
                     new_rollback(id, &daemonset, plan.from.clone(), plan.to.clone(), &plan.template, origin);
                 rollback.warnings.clone_from(&plan.warnings);
@@ -139,14 +149,17 @@ impl Inner {
         let deadline = Instant::now() + self.parts.patience.patching;
         for attempt in 1.. {
             match self.attempt(&grant, &daemonset, plan, &rollback).await {
-                Attempt::Applied(patched) if patched.generation == daemonset.generation => {
+                Attempt::Applied(Restored { daemonset: patched, .. })
+                    if patched.generation == daemonset.generation =>
+                {
                     let number = rollback.to.revision;
                     let end = (RollbackState::Skipped, Action::Skipped);
                     self.conclude(&mut rollback, end, without_effect(number), turn).await;
                     return Ok(Outcome::Skipped { rollback, number });
                 }
-                Attempt::Applied(patched) => {
+                Attempt::Applied(Restored { daemonset: patched, warnings }) => {
                     fail_point!("patch-answered");
+                    add(&mut rollback.warnings, &warnings);
                     let applied = Applied::note(&mut rollback, &patched);
                     self.conclude(&mut rollback, (applied.state, Action::Applied), applied.message, turn)
                         .await;
@@ -256,28 +269,52 @@ impl Inner {
         }
     }
 
-    async fn preview(
+    /// Asks the API server what a rollback would do, and adds what it warns of to the plan. Returns what it was asked
+    /// of, and what that would become.
+    async fn try_out(
         self: &Arc<Self>,
         id: Uuid,
         grant: &Grant,
         mut daemonset: Arc<DaemonSet>,
-        plan: Plan,
+        plan: &mut Plan,
+        request: &RollbackRequest,
         origin: &Origin,
-    ) -> Result<Outcome, RollbackError> {
+    ) -> Result<(Arc<DaemonSet>, Arc<DaemonSet>), RollbackError> {
         let mut waits = waits(LONGEST_WAIT).take(self.parts.patience.attempts - 1);
-        let patched = loop {
+        let refusal = loop {
             let restore = Restore { daemonset: &daemonset, template: &plan.template, rollback: id };
             match self.parts.live.try_restore(grant, restore).await {
-                Ok(patched) => break patched,
+                Ok(Restored { daemonset: patched, warnings }) => {
+                    add(&mut plan.warnings, &warnings);
+                    if request.on_warning == OnWarning::Proceed || warnings.is_empty() {
+                        return Ok((daemonset, patched));
+                    }
+                    break Refusal::Warned { warnings: plan.warnings.clone() }.into();
+                }
                 Err(ClusterError::Conflict) => {
                     tokio::time::sleep(waits.next().ok_or(RollbackError::Contended)?).await;
                     let read = self.read_again(&daemonset.key).await?;
-                    still_holds(&plan, &daemonset, &read)?;
+                    still_holds(plan, &daemonset, &read)?;
                     daemonset = read;
                 }
-                Err(error) => return Err(self.explain(grant.key(), &plan, error).await),
+                Err(error) => match self.explain(grant.key(), plan, error).await {
+                    refusal @ RollbackError::RefusedByServer { .. } => break refusal,
+                    error => return Err(error),
+                },
             }
         };
+        self.record_refusal(grant.key(), origin, request.mode, &refusal).await;
+        Err(refusal)
+    }
+
+    async fn preview(
+        self: &Arc<Self>,
+        id: Uuid,
+        daemonset: Arc<DaemonSet>,
+        patched: &DaemonSet,
+        plan: Plan,
+        origin: &Origin,
+    ) -> Result<Outcome, RollbackError> {
         let effect = patched.generation != daemonset.generation;
         let message = if effect { "rolled back".to_owned() } else { without_effect(plan.to.revision) };
         let preview = Preview {
@@ -397,6 +434,11 @@ impl Inner {
             }
         }
     }
+}
+
+/// Adds what the API server warns of.
+fn add(warnings: &mut Vec<Warning>, words: &[String]) {
+    warnings.extend(words.iter().map(|words| Warning::of_api_server(words)));
 }
 
 /// Notes what the next patch is pinned to.

@@ -173,3 +173,34 @@ async fn a_policy_that_takes_it_back_leaves_nothing_changed() {
     let actions = ["rollback.dryRun", "rollback.requested", "rollback.skipped"];
     assert_eq!(api.actions(&twins.ours.namespace).await, actions);
 }
+
+#[tokio::test]
+#[ignore = "needs admission policies"]
+async fn a_policy_that_warns_is_heard() {
+    let twins = Twins::of(&["img:1", "img:2"]).await;
+    let spec = json!({"validations": [{
+        "expression": "!object.spec.template.spec.containers.exists(it, it.image == 'img:1')",
+        "message": "img:1 has \"a hole\"",
+    }]});
+    policy(&twins, "v1", "ValidatingAdmissionPolicy", spec, json!({"validationActions": ["Warn"]})).await;
+    for space in [&twins.ours, &twins.theirs] {
+        in_force(space, |said| said.contains("a hole")).await;
+    }
+    let api = &twins.rollbackd.api;
+    let preview = api.post(&twins.path(), &json!({"dryRun": true})).await.expect(200);
+    let warning = &preview["warnings"][0];
+    assert_eq!(warning["code"], "api-server");
+    assert!(warning["message"].as_str().unwrap().ends_with("img:1 has \"a hole\""), "{warning}");
+    for dry_run in [true, false] {
+        let careful = json!({"failOnWarning": true, "dryRun": dry_run});
+        let problem = api.post(&twins.path(), &careful).await.problem(422, "warned");
+        assert_eq!(problem["warnings"], preview["warnings"]);
+    }
+    assert_eq!(twins.rollbackd.faults.patches(), 0);
+    // kubectl prints it, too.
+    let answer = twins.undo(&[], json!({})).await;
+    assert_eq!(twins.record(&answer).await["warnings"], preview["warnings"]);
+    // Nothing is said of the way back.
+    let back = api.post(&twins.path(), &json!({"failOnWarning": true})).await.expect(202);
+    assert_eq!(back["warnings"], json!([]));
+}

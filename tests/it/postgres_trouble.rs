@@ -267,8 +267,9 @@ async fn what_was_done_is_recorded_when_it_is_back() {
     before_patch(&trouble.rollbackd, move || Box::pin(async move { server.signal("KILL") }));
     let answer = api.post(&trouble.path, &json!({"reason": "before it went down"})).await;
     assert_eq!(answer.expect(202)["state"], "progressing");
-    // It is undecided for everybody else until it is on record.
-    api.post(&trouble.path, &json!({})).await.problem(409, "rollback-in-progress");
+    // Nobody can roll back until it is on record, for want of the store and not of their turn.
+    let problem = api.post(&trouble.path, &json!({})).await.problem(503, "store-unavailable");
+    assert!(problem["command"].as_str().unwrap().starts_with("kubectl rollout undo "), "{problem}");
     postgres.restart();
     let location = answer.header("location");
     let ended = until_within(PATIENCE, "the end to be on record", async || {

@@ -7,7 +7,11 @@ use crate::domain::{
     daemonset::{DaemonSet, LAST_APPLIED, ManagedBy, UpdateStrategy},
     key::Name,
     revision::Revision,
+    text::cut,
 };
+
+/// Bytes of one warning of the API server's that are kept.
+const WORDS: usize = 1024;
 
 /// Something that the caller should know before the rollback is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -37,6 +41,20 @@ pub enum WarningCode {
     NeverRunning,
     /// The target came up while rollbackd could not watch, so that nobody saw its template running.
     NotWatched,
+    /// The API server, or a policy or webhook of its admission, lets the template through and warns of it.
+    ApiServer,
+}
+
+impl Warning {
+    /// Takes the API server's words, which kubectl prints.
+    #[must_use]
+    pub fn of_api_server(words: &str) -> Self {
+        Self {
+            code: WarningCode::ApiServer,
+            message: cut(words, WORDS).into_owned(),
+            fix: "look at what the restored template asks for that the cluster is warned of".to_owned(),
+        }
+    }
 }
 
 /// Warnings about the DaemonSet as it is.

@@ -74,7 +74,8 @@ impl Twins {
             assert_eq!(answer.text, printed.stdout);
             let warnings = answer.headers.get_all("warning").iter().map(|value| {
                 let text = value.to_str().expect("a warning is ASCII").strip_prefix("299 - \"");
-                text.and_then(|text| text.strip_suffix('"')).expect("a warning is quoted").to_owned()
+                let text = text.and_then(|text| text.strip_suffix('"')).expect("a warning is quoted");
+                text.replace("\\\"", "\"").replace("\\\\", "\\")
             });
             let warnings: Vec<_> = warnings.collect();
             for line in printed.stderr.lines() {
