@@ -99,19 +99,24 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
             (store.to_string(), report.with_context(|| format!("--store {store}"))?)
         }
     };
+    let mut told = io::stdout().lock();
     for finding in &report.findings {
-        println!("{finding}");
+        writeln!(told, "{finding}").context("standard output")?;
     }
     let untold = report.found - report.findings.len() as u64;
     if untold > 0 {
-        println!("and {untold} more");
+        writeln!(told, "and {untold} more").context("standard output")?;
     }
     if !report.is_whole() {
         let findings = if report.found == 1 { "finding" } else { "findings" };
         anyhow::bail!("{what} is not what was written ({} {findings})", report.found);
     }
     let (sequence, hash) = report.head;
-    println!("whole: {} entries, head {sequence} {hash}", report.entries);
+    writeln!(told, "whole: {} entries, head {sequence} {hash}", report.entries).context("standard output")?;
+    if let Some(last) = report.cut {
+        writeln!(told, "entries 1 to {last} were cut off, as its last audit.cut says")
+            .context("standard output")?;
+    }
     Ok(())
 }
 

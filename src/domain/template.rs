@@ -217,8 +217,8 @@ fn canonicalize(value: &mut Value) {
     }
 }
 
-/// Finds a key that a strategic merge would take for a directive. The keys of label and annotation
-/// maps are data: what is wrong with those is the API server's to say.
+/// Finds a key that a strategic merge would take for a directive. The keys of maps of strings are data: what is
+/// wrong with those is the API server's to say.
 fn directive(value: &Value, path: &str) -> Option<String> {
     match value {
         Value::Object(map) => map.iter().find_map(|(key, value)| {
@@ -226,7 +226,9 @@ fn directive(value: &Value, path: &str) -> Option<String> {
             if key.starts_with('$') {
                 return Some(path);
             }
-            if matches!(key.as_str(), "labels" | "annotations") {
+            let free = ["csi.volumeAttributes", "flexVolume.options"];
+            if matches!(key.as_str(), "labels" | "annotations") || free.iter().any(|map| path.ends_with(map))
+            {
                 return None;
             }
             directive(value, &path)
@@ -306,6 +308,22 @@ mod tests {
             reason(data(json!({"$patch": "replace", "spec": {"containers": [{"$patch": "delete"}]}}))),
             NotRestorable::Directive { path: "spec.containers.$patch".into() }
         );
+        assert_eq!(
+            reason(data(
+                json!({"$patch": "replace", "spec": {"dnsConfig": {"options": [{"$patch": "delete"}]}}})
+            )),
+            NotRestorable::Directive { path: "spec.dnsConfig.options.$patch".into() }
+        );
+    }
+
+    #[test]
+    fn keys_of_maps_of_strings_are_no_directives() {
+        let volumes = json!([
+            {"csi": {"driver": "d", "volumeAttributes": {"$schema": "x"}}},
+            {"flexVolume": {"driver": "d", "options": {"$patch": "x"}}},
+        ]);
+        let template = json!({"$patch": "replace", "metadata": {"annotations": {"$a": ""}}, "spec": {"volumes": volumes}});
+        assert_eq!(Template::from_revision_data(data(template)).unwrap().value()["spec"]["volumes"], volumes);
     }
 
     #[test]

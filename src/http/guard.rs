@@ -39,6 +39,9 @@ pub async fn supported_headers(
     {
         return refused(name, "only POST …/rollback takes it");
     }
+    if is_rollback(&request) && request.headers().contains_key(header::IF_NONE_MATCH) {
+        return refused("if-none-match", "a rollback takes If-Match");
+    }
     for name in request.headers().keys().filter(|name| name.as_str().starts_with("impersonate-")) {
         let known = [IMPERSONATE_USER, IMPERSONATE_GROUP].contains(name);
         match app.authority {

@@ -67,9 +67,12 @@ impl Bound {
     }
 }
 
+/// What may stand around words (`isWhitespace` in apimachinery's `labels`).
+const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+
 /// Splits at the commas that are not inside parentheses.
 fn requirements(text: &str) -> Result<Vec<&str>, InvalidSelector> {
-    if text.trim().is_empty() {
+    if text.trim_matches(SPACE).is_empty() {
         return Ok(Vec::new());
     }
     let mut parts = Vec::new();
@@ -96,7 +99,7 @@ fn requirements(text: &str) -> Result<Vec<&str>, InvalidSelector> {
 }
 
 fn requirement_of(text: &str) -> Result<Requirement, InvalidSelector> {
-    let text = text.trim();
+    let text = text.trim_matches(SPACE);
     if let Some((left, right)) = text.split_once(['<', '>']).filter(|_| !text.contains('=')) {
         let side = if text[left.len()..].starts_with('<') { Ordering::Less } else { Ordering::Greater };
         let number = value(right)?;
@@ -120,7 +123,7 @@ fn expression(text: &str) -> Result<Expression, InvalidSelector> {
     if let Some(list) = text.strip_suffix(')') {
         let (left, list) = list.split_once('(').unwrap_or((list, ""));
         let values = list.split(',').map(value).collect::<Result<BTreeSet<_>, _>>()?;
-        let mut words = left.split_whitespace();
+        let mut words = left.split(SPACE).filter(|word| !word.is_empty());
         return match (words.next(), words.next(), words.next()) {
             (Some(name), Some("in"), None) => Ok(Expression::In(key(name)?, values)),
             (Some(name), Some("notin"), None) => Ok(Expression::NotIn(key(name)?, values)),
@@ -132,7 +135,7 @@ fn expression(text: &str) -> Result<Expression, InvalidSelector> {
 
 /// A qualified name: an optional DNS subdomain and a slash, then up to 63 characters.
 fn key(text: &str) -> Result<String, InvalidSelector> {
-    let text = text.trim();
+    let text = text.trim_matches(SPACE);
     let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
     let prefix_fits = prefix.is_none_or(|prefix| crate::domain::key::Name::parse(prefix).is_ok());
     if prefix_fits && !name.is_empty() && is_word(name) {
@@ -143,7 +146,7 @@ fn key(text: &str) -> Result<String, InvalidSelector> {
 }
 
 fn value(text: &str) -> Result<String, InvalidSelector> {
-    let text = text.trim();
+    let text = text.trim_matches(SPACE);
     if is_word(text) {
         Ok(text.to_owned())
     } else {
@@ -227,6 +230,8 @@ mod tests {
             "a=é",
             "!!a",
             "a in ((b))",
+            "a\u{a0}=b",
+            "a=b\u{b}",
         ] {
             assert!(LabelSelector::parse(selector).is_err(), "{selector}");
         }

@@ -168,6 +168,7 @@ impl Chain {
     /// Says where the chain ends, and whether the anchor was on the way.
     pub fn end(mut self) -> Report {
         let begins_after = self.begins_after.take();
+        let cut = begins_after.as_ref().map(|cut| cut.sequence);
         if begins_after != self.last_cut {
             let first = begins_after.as_ref().map_or(1, |cut| cut.sequence + 1);
             let missing = match first - 1 {
@@ -197,7 +198,7 @@ impl Chain {
             );
         }
         let Self { sequence, hash, entries, findings, found, .. } = self;
-        Report { entries, head: (sequence, hash), findings, found }
+        Report { entries, cut, head: (sequence, hash), findings, found }
     }
 
     /// The last entry so far.

@@ -23,6 +23,9 @@ const TOLD: usize = 100;
 pub struct Report {
     /// How many entries were read.
     pub entries: u64,
+    /// The last one that was cut off before the first that is there: whoever may write the store can say so of
+    /// any, and only whoever knows the retention can tell.
+    pub cut: Option<i64>,
     /// Sequence and hash of the last one.
     pub head: (i64, String),
     /// What is wrong, in the order of the entries; the first [`TOLD`] of them.

@@ -248,6 +248,9 @@ async fn a_header_that_would_be_ignored_is_refused_by_name() {
 #[tokio::test]
 async fn a_header_that_only_a_rollback_knows_is_refused_elsewhere() {
     let rollbackd = Rollbackd::start().await;
+    let of_reads = [("content-type", "application/json"), ("If-None-Match", "*")];
+    let answer = send(&rollbackd.api, "POST", "/daemonsets/a/b/rollback", &of_reads).await;
+    assert_eq!(named(&answer.problem(400, "unsupported-header")), "header if-none-match");
     for (header, value) in [("Idempotency-Key", "\"1\""), ("If-Match", "\"x\""), ("Prefer", "wait=5")] {
         for (method, path) in
             [("GET", "/daemonsets"), ("GET", "/daemonsets/a/b/rollback"), ("GET", "/version")]
