@@ -65,8 +65,8 @@ pub(super) struct Database {
     pub read: AnyPool,
     /// For signs of life, which must not wait behind anything else.
     pub pulse: AnyPool,
-    /// The file, if there is one.
-    places: Vec<Place>,
+    /// The files, if there are any.
+    place: Option<Place>,
     /// Keeps other processes off the file while it lives.
     _lock: Arc<Option<File>>,
 }
@@ -110,12 +110,10 @@ impl Database {
 
     /// Whether what is written now will be found again.
     pub async fn holds_its_place(&self) -> Result<(), StoreError> {
-        for place in &self.places {
-            if !place.is_held().await {
-                return Err(StoreError::Gone);
-            }
+        match &self.place {
+            Some(place) if !place.is_held().await => Err(StoreError::Gone),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     pub async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
@@ -183,10 +181,9 @@ async fn sqlite(text: &str, in_memory: bool) -> Result<Database, StoreError> {
     } else {
         in_each_session(kept(2), SQLITE_READER).connect(&with_mode("ro")).await?
     };
-    let places =
-        file.as_deref().map(Place::of_database).transpose().map_err(sqlx::Error::Io)?.unwrap_or_default();
+    let place = file.as_deref().map(Place::of).transpose().map_err(sqlx::Error::Io)?;
     let pulse = write.clone();
-    Ok(Database { engine: Engine::Sqlite, write, read, pulse, places, _lock: Arc::new(lock) })
+    Ok(Database { engine: Engine::Sqlite, write, read, pulse, place, _lock: Arc::new(lock) })
 }
 
 async fn postgres(url: &str) -> Result<Database, StoreError> {
@@ -207,7 +204,7 @@ async fn postgres(url: &str) -> Result<Database, StoreError> {
     let write = connect(CONNECTIONS, WRITES).await?;
     let read = connect(CONNECTIONS, IS_PRIMARY).await?;
     let pulse = connect(1, WRITES).await?;
-    Ok(Database { engine: Engine::Postgres, write, read, pulse, places: Vec::new(), _lock: Arc::default() })
+    Ok(Database { engine: Engine::Postgres, write, read, pulse, place: None, _lock: Arc::default() })
 }
 
 fn pool(connections: u32) -> AnyPoolOptions {

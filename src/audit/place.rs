@@ -7,38 +7,43 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A file, by its path and by what it is.
+/// Files, each by its path and by what it is.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct Place(Vec<Held>);
+
+#[derive(Clone, Debug)]
+struct Held {
     path: PathBuf,
     device: u64,
     inode: u64,
 }
 
 impl Place {
-    /// Takes the file that is there now.
-    pub fn of(path: &Path) -> io::Result<Self> {
-        let metadata = path.metadata()?;
-        Ok(Self { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
-    }
-
     /// Takes an open database and its write-ahead log, if it has one, which stays the same as long as a connection is
     /// open.
-    pub fn of_database(file: &Path) -> io::Result<Vec<Self>> {
-        let mut log = file.canonicalize()?.into_os_string();
+    pub fn of(database: &Path) -> io::Result<Self> {
+        let mut log = database.canonicalize()?.into_os_string();
         log.push("-wal");
-        let log = Path::new(&log);
-        let log = log.exists().then(|| Self::of(log)).transpose()?;
-        Ok(std::iter::once(Self::of(file)?).chain(log).collect())
+        let log = PathBuf::from(log);
+        let log = log.exists().then(|| Held::of(log)).transpose()?;
+        Ok(Self(std::iter::once(Held::of(database.to_owned())?).chain(log).collect()))
     }
 
-    /// Whether it is still the same file. A thread that may block asks: the disk may hang.
+    /// Whether they are still the same files. A thread that may block asks: the disk may hang.
     pub async fn is_held(&self) -> bool {
-        let Self { path, device, inode } = self.clone();
-        let same = move || {
-            let metadata = path.metadata()?;
-            Ok::<_, io::Error>((metadata.dev(), metadata.ino()) == (device, inode))
-        };
-        matches!(tokio::task::spawn_blocking(same).await, Ok(Ok(true)))
+        let Self(files) = self.clone();
+        let asking = tokio::task::spawn_blocking(move || files.iter().all(Held::is_there));
+        asking.await.unwrap_or(false)
+    }
+}
+
+impl Held {
+    fn of(path: PathBuf) -> io::Result<Self> {
+        let metadata = path.metadata()?;
+        Ok(Self { path, device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    fn is_there(&self) -> bool {
+        self.path.metadata().is_ok_and(|now| (now.dev(), now.ino()) == (self.device, self.inode))
     }
 }

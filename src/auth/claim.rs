@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::actor::{Actor, Identity};
+use crate::domain::{
+    access::{SERVICE_ACCOUNT, service_account},
+    actor::{Actor, Identity},
+};
 
 /// The group that every authenticated user is in; Kubernetes adds it to whoever is impersonated.
 const AUTHENTICATED: &str = "system:authenticated";
-/// How the user name of a ServiceAccount begins.
-const ACCOUNT: &str = "system:serviceaccount:";
 
 /// A person for whom a caller says to act. Nothing of it is true before the caller's right to do so is
 /// reviewed.
@@ -40,12 +41,12 @@ impl Claim {
             privileged.contains(&name.as_str()) || name.starts_with("system:node")
         };
         // Who may act for any user means people. What runs the cluster may patch every DaemonSet.
-        let system = |user: &&String| match user.strip_prefix(ACCOUNT) {
+        let system = |user: &&String| match user.strip_prefix(SERVICE_ACCOUNT) {
             Some(account) => account.starts_with("kube-system:"),
             None => user.starts_with("system:"),
         };
-        let named = std::iter::once(&self.user);
-        match named.clone().chain(&self.groups).find(never).or_else(|| named.clone().find(system)) {
+        let mut named = std::iter::once(&self.user).chain(&self.groups);
+        match named.find(never).or_else(|| Some(&self.user).filter(system)) {
             Some(name) => Err(NeverImpersonated { name: name.clone() }),
             None => Ok(()),
         }
@@ -53,7 +54,7 @@ impl Claim {
 
     /// Whether it is an account that is named, and no person.
     pub(super) fn is_account(&self) -> bool {
-        self.user.starts_with(ACCOUNT)
+        self.user.starts_with(SERVICE_ACCOUNT)
     }
 
     /// Checks that it is not rollbackd's own account that is named, which may patch what it serves.
@@ -73,8 +74,7 @@ impl Claim {
     /// (`WithImpersonation` in the API server).
     pub(super) fn person(&self) -> Identity {
         let mut groups = self.groups.clone();
-        let account = self.user.strip_prefix(ACCOUNT);
-        if let Some((namespace, _)) = account.and_then(|account| account.split_once(':'))
+        if let Some((namespace, _)) = service_account(&self.user)
             && groups.is_empty()
         {
             groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];

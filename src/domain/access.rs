@@ -8,7 +8,13 @@ use super::key::{Key, Namespace};
 /// The API group of the resources that only rollbackd knows.
 const OWN: &str = "rollbackd.dev";
 /// The prefix of a service account's user name, before `NAMESPACE:NAME`.
-const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+pub const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+/// Namespace and name of the service account that a user name is of.
+#[must_use]
+pub fn service_account(user: &str) -> Option<(&str, &str)> {
+    user.strip_prefix(SERVICE_ACCOUNT)?.split_once(':')
+}
 
 /// One verb on one resource, as a SubjectAccessReview names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -98,8 +104,8 @@ impl Access {
     #[must_use]
     pub fn impersonate_user(user: &str) -> [Self; 2] {
         let own = Self::new("impersonate", OWN, "users").named(user);
-        let account = user.strip_prefix(SERVICE_ACCOUNT).and_then(|account| account.split_once(':'));
-        let account = account.and_then(|(namespace, name)| Some((Namespace::parse(namespace).ok()?, name)));
+        let account = service_account(user)
+            .and_then(|(namespace, name)| Some((Namespace::parse(namespace).ok()?, name)));
         let kubernetes = match account {
             Some((namespace, name)) => {
                 Self::new("impersonate", "", "serviceaccounts").within(Some(&namespace)).named(name)

@@ -6,7 +6,7 @@ use tracing::Instrument;
 
 use super::{Inner, RollbackError, Rollbacks, now};
 use crate::{
-    audit::{Action, Entry, Outcome, StoreError},
+    audit::{Action, Entry, Outcome},
     auth::{Arrival, AuthError, Caller},
     domain::{
         key::Key,
@@ -63,24 +63,9 @@ impl Inner {
         mode: Mode,
         why: String,
     ) {
-        if let Err(error) = self.try_record_no(no, key, origin, mode, why).await {
+        let entry = Entry::of_request(no, key, origin, self.parts.cluster.clone(), mode, why, now());
+        if let Err(error) = self.record_harmless(entry).await {
             tracing::warn!(error = %causes(&error), "a refusal is not on record");
         }
-    }
-
-    /// As [`Inner::record_no`].
-    ///
-    /// # Errors
-    /// The store's.
-    pub(super) async fn try_record_no(
-        self: &Arc<Self>,
-        no: (Action, Outcome),
-        key: &Key,
-        origin: &Origin,
-        mode: Mode,
-        why: String,
-    ) -> Result<(), StoreError> {
-        let entry = Entry::of_request(no, key, origin, self.parts.cluster.clone(), mode, why, now());
-        self.record_harmless(entry).await
     }
 }

@@ -49,10 +49,8 @@ pub(super) struct Used {
 #[derive(Debug, Default)]
 struct Window {
     recorded: usize,
-    /// What is to be summed up.
-    sums: HashMap<Target, Sum>,
-    /// What came up when there were enough of those.
-    others: Option<Sum>,
+    /// What is to be summed up; of no target of its own is what came up when there were enough of those.
+    sums: HashMap<Option<Target>, Sum>,
 }
 
 #[derive(Debug)]
@@ -63,24 +61,23 @@ struct Sum {
 
 impl Window {
     fn count(&mut self, entry: Entry, most: usize) {
-        let target = (entry.on_behalf_of.clone(), entry.namespace.clone(), entry.name.clone());
-        let count = |sum: Option<&Sum>| sum.map_or(1, |sum| sum.count + 1);
-        if self.sums.len() < most || self.sums.contains_key(&target) {
-            let sum = Sum { count: count(self.sums.get(&target)), last: entry };
-            self.sums.insert(target, sum);
-        } else {
-            self.others = Some(Sum { count: count(self.others.as_ref()), last: entry });
+        let mut target = Some((entry.on_behalf_of.clone(), entry.namespace.clone(), entry.name.clone()));
+        if self.sums.len() >= most && !self.sums.contains_key(&target) {
+            target = None;
         }
+        let count = self.sums.get(&target).map_or(1, |sum| sum.count + 1);
+        self.sums.insert(target, Sum { count, last: entry });
     }
 
     /// An entry for each sum, in the order of their last requests.
     fn summaries(self) -> Vec<Entry> {
-        let alike = self.sums.into_values().map(|sum| (sum, "like this one"));
-        let others =
-            self.others.map(|sum| (sum, "of this caller, of which many DaemonSets or persons were named"));
-        let mut sums: Vec<_> = alike.chain(others).collect();
-        sums.sort_by_key(|(sum, _)| sum.last.time);
-        let told = sums.into_iter().map(|(Sum { count, last }, what)| {
+        let mut sums: Vec<_> = self.sums.into_iter().collect();
+        sums.sort_by_key(|(_, sum)| sum.last.time);
+        let told = sums.into_iter().map(|(target, Sum { count, last })| {
+            let what = match target {
+                Some(_) => "like this one",
+                None => "of this caller, of which many DaemonSets or persons were named",
+            };
             let message = format!("{count} more {what}; the last: {}", last.message);
             Entry { count: Some(count), message, time: now(), ..last }
         });

@@ -58,10 +58,17 @@ impl Inner {
             Mode::Apply => match self.take_turn(&key, id) {
                 Ok(turn) => Some(turn),
                 Err(busy) => {
-                    let no = (Action::Refused, EntryOutcome::Refused);
-                    let refused = self.try_record_no(no, &key, &origin, request.mode, busy.to_string()).await;
+                    let entry = Entry::of_request(
+                        (Action::Refused, EntryOutcome::Refused),
+                        &key,
+                        &origin,
+                        self.parts.cluster.clone(),
+                        request.mode,
+                        busy.to_string(),
+                        now(),
+                    );
                     // Whose turn it is may be waiting for the store, too: that can be for long.
-                    return Err(refused.err().map_or(busy, RollbackError::Store));
+                    return Err(self.record_harmless(entry).await.err().map_or(busy, RollbackError::Store));
                 }
             },
         };

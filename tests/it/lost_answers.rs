@@ -25,6 +25,7 @@ use crate::support::{
 /// What a proxy would say. Nobody may ever read it.
 const HTML: &str = "<html><body>RAW-TEXT of a proxy at 10.0.0.7</body></html>";
 const CONFLICT: &str = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"RAW-TEXT","reason":"Conflict","code":409}"#;
+
 async fn rollbackd(control_plane: &ControlPlane, settling: Duration) -> Rollbackd {
     let patience = Patience { settling, ..timing().patience };
     // Some wait for it. Real API servers may be slow.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{process::Command, time::Instant};
 
 use super::{
@@ -113,6 +113,16 @@ impl Kubectl {
     pub async fn create_raw(&self, resource: &str, json: &[u8]) {
         let path = format!("/apis/apps/v1/namespaces/{}/{resource}", self.namespace);
         self.feed_bytes(&["create", "--raw", &path, "-f", "-"], json).await;
+    }
+
+    /// Whether a SubjectAccessReview of this spec is allowed. kubectl's `can-i` knows no resources that the API server
+    /// does not serve.
+    pub async fn allows(&self, spec: Value) -> bool {
+        let api = "authorization.k8s.io/v1";
+        let review = json!({"apiVersion": api, "kind": "SubjectAccessReview", "spec": spec});
+        let answer = self.feed(&["create", "-f", "-", "-o", "json"], &review).await;
+        let answer: Value = serde_json::from_str(&answer).expect("kubectl prints JSON");
+        answer["status"]["allowed"] == true
     }
 
     /// Runs kubectl with an object as its input; it must succeed.

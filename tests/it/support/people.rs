@@ -109,15 +109,11 @@ impl Space {
         ]});
         self.kubectl.apply(&objects).await;
         // The API server reads roles and bindings from watches of its own.
-        until_is(&format!("{role} to be in force"), true, async || {
-            let answer = self.kubectl.feed(&["create", "-f", "-", "-o", "json"], &review).await;
-            let answer: Value = serde_json::from_str(&answer).expect("kubectl prints JSON");
-            answer["status"]["allowed"] == true
-        })
-        .await;
+        until_is(&format!("{role} to be in force"), true, async || self.kubectl.allows(review.clone()).await)
+            .await;
     }
 
-    /// Asks whether a subject may do in the namespace what a rule gives.
+    /// The spec of a review that asks whether a subject may do in the namespace what a rule gives.
     fn review(&self, rule: &Value, subject: &Value) -> Value {
         let name = subject["name"].as_str().expect("a subject has a name");
         let resource = rule["resources"][0].as_str().expect("a rule has a resource");
@@ -130,18 +126,14 @@ impl Space {
             Some("Group") => ("a-member".to_owned(), vec![name]),
             _ => (name.to_owned(), vec![]),
         };
-        json!({
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
-            "spec": {"user": user, "groups": groups, "resourceAttributes": {
-                "namespace": self.namespace,
-                "verb": rule["verbs"][0],
-                "group": rule["apiGroups"][0],
-                "resource": resource,
-                "subresource": subresource,
-                "name": rule["resourceNames"][0],
-            }},
-        })
+        json!({"user": user, "groups": groups, "resourceAttributes": {
+            "namespace": self.namespace,
+            "verb": rule["verbs"][0],
+            "group": rule["apiGroups"][0],
+            "resource": resource,
+            "subresource": subresource,
+            "name": rule["resourceNames"][0],
+        }})
     }
 
     /// Takes a right away again.
