@@ -99,6 +99,8 @@ pub(crate) fn rollback() -> Rollback {
         template: template("a").fingerprint(),
         pinned_to: None,
         pinned_generation: 1,
+        pinned_rollback: None,
+        newest_revision_at: None,
         epoch: 1,
     }
 }

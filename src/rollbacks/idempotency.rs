@@ -12,7 +12,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{Inner, Outcome, RollbackError, Wait};
+use super::{Inner, Outcome, RollbackError, Wait, answer_of_record};
 use crate::{
     audit::NewKey,
     domain::{
@@ -200,6 +200,8 @@ impl Kept {
     /// What is kept of a first answer; `None` of one that asks to try again.
     fn of(result: &Result<Outcome, RollbackError>) -> Option<Self> {
         let error = match result {
+            // The store has failed: what comes is told from the record.
+            Ok(Outcome::Made(rollback)) if rollback.state == RollbackState::Requested => return None,
             Ok(Outcome::Made(rollback)) => return Some(Self::Made { rollback: Box::new(rollback.clone()) }),
             Ok(Outcome::Ended(rollback)) => {
                 return Some(Self::Ended { rollback: Box::new(rollback.clone()) });
@@ -233,25 +235,14 @@ impl Kept {
 
     /// The answer that a rollback's record tells; `None` if nothing came of it.
     fn of_record(rollback: Rollback) -> Result<Option<Self>, RollbackError> {
-        let rollback = Box::new(rollback);
-        Ok(Some(match rollback.state {
-            RollbackState::Requested | RollbackState::Unsettled => return Err(RollbackError::KeyAtWork),
-            RollbackState::Failed | RollbackState::Abandoned => return Ok(None),
-            RollbackState::Unknown => Self::Failed {
-                failure: Failure::Undecidable,
-                message: RollbackError::Undecidable.to_string(),
-            },
-            RollbackState::Deleted if rollback.generation.is_none() => {
-                Self::Failed { failure: Failure::Modified, message: RollbackError::Deleted.to_string() }
-            }
-            RollbackState::Skipped => Self::Skipped { number: rollback.to.revision, rollback },
-            RollbackState::Progressing
-            | RollbackState::Stalled
-            | RollbackState::Succeeded
-            | RollbackState::Applied
-            | RollbackState::Superseded
-            | RollbackState::Deleted => Self::Made { rollback },
-        }))
+        if rollback.state.is_undecided() {
+            return Err(RollbackError::KeyAtWork);
+        }
+        Ok(match answer_of_record(rollback) {
+            // The first answer came before its end.
+            Ok(Outcome::Ended(rollback)) => Some(Self::Made { rollback: Box::new(rollback) }),
+            answer => Self::of(&answer),
+        })
     }
 }
 

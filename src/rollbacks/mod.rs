@@ -350,23 +350,32 @@ impl Inner {
         self.parts.metrics.open_rollbacks(here);
     }
 
-    /// Moves a rollback on and records it before the caller is told, then follows it if it is still
-    /// open. If the store fails now, a task of its own keeps trying and keeps the DaemonSet's turn.
+    /// Moves a rollback on and records it before the caller is answered, then follows it if it is still
+    /// open. If the store fails, a task of its own keeps trying and keeps the DaemonSet's turn. Returns what is on
+    /// record: nothing else may be answered.
     async fn conclude(
         self: &Arc<Self>,
         rollback: &mut Rollback,
         (next, action): (RollbackState, Action),
         message: String,
         turn: Turn,
-    ) {
+    ) -> OnRecord {
+        let recorded = rollback.clone();
         let before = self.step(rollback, next, message);
-        let recorded = self.record(before, rollback, action).await.is_ok();
-        let (inner, rollback) = (self.clone(), rollback.clone());
-        if recorded {
+        let error = match self.record(before, rollback, action).await {
+            Ok(()) => {
+                drop(turn);
+                self.parts.tasks.spawn(self.clone().follow(rollback.clone()));
+                return OnRecord::Written;
+            }
+            Err(error) => error,
+        };
+        if matches!(error, StoreError::Moved { .. }) {
             drop(turn);
-            self.parts.tasks.spawn(inner.follow(rollback));
-            return;
+            return self.taken_over(rollback).await;
         }
+        tracing::warn!(rollback = %rollback.id, error = %causes(&error), "an outcome is not on record yet; trying again");
+        let (inner, rollback) = (self.clone(), rollback.clone());
         self.parts.tasks.spawn(async move {
             // Stopping: the next start finds the rollback open and settles it by looking.
             if inner.record_surely(before, &rollback, action).await.is_ok() {
@@ -374,6 +383,22 @@ impl Inner {
                 inner.follow(rollback).await;
             }
         });
+        OnRecord::Pending(recorded)
+    }
+
+    /// Another replica took this one for dead and has taken the rollback over: reads what it has recorded.
+    async fn taken_over(&self, rollback: &Rollback) -> OnRecord {
+        let id = rollback.id;
+        tracing::warn!(rollback = %id, "another replica has taken this rollback over; leaving it alone");
+        self.leave(rollback);
+        match self.parts.store.rollback(id).await {
+            Ok(Some(recorded)) => OnRecord::TakenOver(recorded),
+            Ok(None) => OnRecord::Unreadable,
+            Err(error) => {
+                tracing::warn!(rollback = %id, error = %causes(&error), "its record can't be read");
+                OnRecord::Unreadable
+            }
+        }
     }
 
     /// Moves a rollback on and records it, however long that takes: what happened has happened. Gives
@@ -449,6 +474,51 @@ impl Inner {
     async fn is_recorded(&self, rollback: &Rollback) -> Result<bool, StoreError> {
         let stored = self.parts.store.rollback(rollback.id).await?;
         Ok(stored.is_some_and(|stored| (stored.state, stored.epoch) == (rollback.state, rollback.epoch)))
+    }
+}
+
+/// What is on record after a rollback was to be moved on.
+enum OnRecord {
+    /// The move.
+    Written,
+    /// What was there before: the store fails, and a task goes on trying.
+    Pending(Rollback),
+    /// What another replica has recorded.
+    TakenOver(Rollback),
+    /// Another replica has taken the rollback over, and its record can't be read now.
+    Unreadable,
+}
+
+impl OnRecord {
+    /// The answer of a caller whose rollback was to be moved on: `written` if it was, else what the record says.
+    ///
+    /// While the store fails, an error that says that nothing was changed is true whatever is recorded in the end.
+    fn answer(self, written: Result<Outcome, RollbackError>) -> Result<Outcome, RollbackError> {
+        match (self, written) {
+            (Self::Written, written) => written,
+            (Self::Pending(_), Err(error)) => Err(error),
+            (Self::Pending(recorded), Ok(_)) => Ok(Outcome::Made(recorded)),
+            (Self::TakenOver(recorded), _) => answer_of_record(recorded),
+            (Self::Unreadable, _) => Err(RollbackError::Interrupted),
+        }
+    }
+}
+
+/// The answer that a rollback's record gives.
+fn answer_of_record(rollback: Rollback) -> Result<Outcome, RollbackError> {
+    match rollback.state {
+        RollbackState::Failed | RollbackState::Abandoned => Err(RollbackError::TakenOver),
+        RollbackState::Unknown => Err(RollbackError::Undecidable),
+        RollbackState::Deleted if rollback.generation.is_none() => Err(RollbackError::Deleted),
+        RollbackState::Skipped => Ok(Outcome::Skipped { number: rollback.to.revision, rollback }),
+        RollbackState::Requested
+        | RollbackState::Unsettled
+        | RollbackState::Progressing
+        | RollbackState::Stalled
+        | RollbackState::Applied => Ok(Outcome::Made(rollback)),
+        RollbackState::Succeeded | RollbackState::Superseded | RollbackState::Deleted => {
+            Ok(Outcome::Ended(rollback))
+        }
     }
 }
 

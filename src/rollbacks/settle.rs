@@ -15,18 +15,22 @@ use std::{sync::Arc, time::Duration};
 use tracing::Instrument;
 
 use super::{
-    Inner, Outcome, RollbackError, Stopped, Turn,
+    Inner, Outcome, RollbackError, Stopped, Turn, answer_of_record,
     transaction::{Applied, without_effect},
     waits,
 };
 use crate::{
-    audit::Action,
+    audit::{Action, StoreError},
     domain::{
         daemonset::{DaemonSet, FIELD_MANAGER},
+        revision::History,
         rollback::{Rollback, RollbackState},
     },
     failpoint::fail_point,
-    kubernetes::{ClusterError, Grant, live::Next},
+    kubernetes::{
+        ClusterError, Grant,
+        live::{Next, Restore},
+    },
     telemetry::causes,
 };
 
@@ -36,7 +40,7 @@ enum Verdict {
     /// Carried out, and the spec stayed as it was.
     WithoutEffect,
     NotApplied,
-    /// The spec is as it was, and nothing is left that could change it.
+    /// It did not change the spec and never will; whether it was carried out is not known.
     Unchanged,
     Deleted,
     Undecidable,
@@ -61,31 +65,28 @@ impl Inner {
             let before = self.step(&mut rollback, RollbackState::Unsettled, lost.to_string());
             let recorded = self.record(before, &rollback, Action::Unsettled).await;
             fail_point!("unsettled-recorded");
-            if recorded.is_err() {
+            match recorded {
+                Ok(()) => {}
+                Err(StoreError::Moved { .. }) => {
+                    return self.taken_over(&rollback).await.answer(Err(RollbackError::TakenOver));
+                }
                 // The record still says `requested`, from which it is settled all the same.
-                rollback.state = before;
+                Err(_) => rollback.state = before,
             }
             let settling = self.clone().settle_and_follow(rollback.clone(), grant, Some(turn));
             self.parts.tasks.spawn(settling.in_current_span());
             return Ok(Outcome::Made(rollback));
         };
         rollback.message = lost.to_string();
-        let told = match &verdict {
+        let error = match &verdict {
             Verdict::Applied(_) | Verdict::WithoutEffect => None,
             Verdict::NotApplied | Verdict::Unchanged => Some(lost.into()),
             Verdict::Deleted => Some(RollbackError::Deleted),
             Verdict::Undecidable => Some(RollbackError::Undecidable),
         };
         let (step, message) = step(&mut rollback, verdict);
-        self.conclude(&mut rollback, step, message, turn).await;
-        match told {
-            Some(error) => Err(error),
-            None if rollback.state == RollbackState::Skipped => {
-                let number = rollback.to.revision;
-                Ok(Outcome::Skipped { rollback, number })
-            }
-            None => Ok(Outcome::Made(rollback)),
-        }
+        let on_record = self.conclude(&mut rollback, step, message, turn).await;
+        on_record.answer(error.map_or_else(|| answer_of_record(rollback), Err))
     }
 
     /// Settles a lost patch, however long that takes, and follows the rollout if it was applied.
@@ -161,10 +162,44 @@ impl Inner {
             Next::Version(next) if marked(&next) => Verdict::Applied(next),
             _ if proved => Verdict::Applied(daemonset),
             Next::Version(_) => Verdict::NotApplied,
-            Next::Forgotten if daemonset.generation == rollback.pinned_generation => Verdict::Unchanged,
-            Next::Forgotten if changed_by_others(rollback, &daemonset) => Verdict::NotApplied,
-            Next::Forgotten => Verdict::Undecidable,
+            Next::Forgotten => self.decide_without_versions(rollback, grant, &daemonset, &history).await?,
         })
+    }
+
+    /// Decides by what is left where the id is nowhere and the API server has forgotten the versions in between.
+    async fn decide_without_versions(
+        &self,
+        rollback: &Rollback,
+        grant: &Grant,
+        daemonset: &DaemonSet,
+        history: &History,
+    ) -> Result<Verdict, ClusterError> {
+        if daemonset.generation == rollback.pinned_generation {
+            return Ok(Verdict::Unchanged);
+        }
+        if keeps_earlier_id(rollback, daemonset) || changed_before_the_patch(rollback, history) {
+            return Ok(Verdict::NotApplied);
+        }
+        if daemonset.generation != rollback.pinned_generation + 1 {
+            return Ok(Verdict::Undecidable);
+        }
+        if changed_by_others(daemonset) {
+            return Ok(Verdict::Unchanged);
+        }
+        // A patch that changed the spec made the template that is live now.
+        let target = history.revisions().iter().find_map(|revision| {
+            let template = revision.template.as_ref().ok()?;
+            (template.fingerprint() == rollback.template).then_some(template)
+        });
+        let Some(template) = target else { return Ok(Verdict::Undecidable) };
+        let restore = Restore { daemonset, template, rollback: rollback.id };
+        match self.parts.live.try_restore(grant, restore).await {
+            Ok(made) if made.daemonset.template != daemonset.template => Ok(Verdict::Unchanged),
+            Ok(_) | Err(ClusterError::Refused { .. } | ClusterError::Forbidden { .. }) => {
+                Ok(Verdict::Undecidable)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -183,7 +218,7 @@ fn step(rollback: &mut Rollback, verdict: Verdict) -> Step {
             ((RollbackState::Abandoned, Action::Failed), message)
         }
         Verdict::Unchanged => {
-            let message = format!("{}; the DaemonSet's spec was not changed", rollback.message);
+            let message = format!("{}; the patch did not change the DaemonSet's spec", rollback.message);
             ((RollbackState::Abandoned, Action::Failed), message)
         }
         Verdict::Deleted => {
@@ -210,13 +245,33 @@ fn read_back(rollback: &mut Rollback, daemonset: &DaemonSet) -> Applied {
     Applied { message: "rolled back".into(), ..applied }
 }
 
-/// Whether the one change of the spec since the pinned version was somebody else's, as far as the
-/// DaemonSet itself can prove it: the patch would have left an id that is not there, or our name on the
-/// template, after which nobody can have written to it without changing the spec a second time.
-fn changed_by_others(rollback: &Rollback, daemonset: &DaemonSet) -> bool {
-    let only_one = daemonset.generation == rollback.pinned_generation + 1;
+/// Whether the id that the DaemonSet carried at the pinned version is still there: the patch would have replaced it.
+fn keeps_earlier_id(rollback: &Rollback, daemonset: &DaemonSet) -> bool {
+    rollback.pinned_rollback.is_some_and(|earlier| daemonset.rollback_id() == Some(&earlier.to_string()))
+}
+
+/// Whether a ControllerRevision shows that the template was changed before the patch came, which then met a conflict:
+/// it was created after the plan, of another template than the one that ran, while the DaemonSet still carried the
+/// id of the rollback before. The controller copies annotations to revisions that it creates.
+fn changed_before_the_patch(rollback: &Rollback, history: &History) -> bool {
+    let (Some(earlier), Some(newest), Some(from)) =
+        (rollback.pinned_rollback, rollback.newest_revision_at, &rollback.from)
+    else {
+        return false;
+    };
+    history.revisions().iter().any(|revision| {
+        revision.created_at > Some(newest)
+            && revision.controller_revision != from.controller_revision
+            && revision.rollback.as_ref() == Some(&earlier.to_string())
+    })
+}
+
+/// Whether the one change of the spec since the pinned version was made by others, as far as the DaemonSet itself
+/// can prove it: the patch would have left an id that is not there, or our name on the template, after which
+/// another manager can't have written to it without changing the spec a second time.
+fn changed_by_others(daemonset: &DaemonSet) -> bool {
     let writers = || daemonset.field_managers.iter().filter(|manager| manager.owns_template != Some(false));
     let ours = writers().find(|manager| manager.name == FIELD_MANAGER);
     let written_since = ours.is_none_or(|ours| writers().any(|manager| manager.time > ours.time));
-    only_one && (daemonset.rollback_id().is_some() || written_since)
+    daemonset.rollback_id().is_some() || written_since
 }

@@ -109,6 +109,7 @@ impl Inner {
                 let mut rollback =
                     new_rollback(id, &daemonset, plan.from.clone(), plan.to.clone(), &plan.template, origin);
                 rollback.warnings.clone_from(&plan.warnings);
+                rollback.newest_revision_at = plan.newest_revision_at;
                 pin(&mut rollback, &daemonset);
                 fail_point!("planned");
                 self.begin(&rollback, Action::Requested, idempotency).await?;
@@ -161,17 +162,17 @@ impl Inner {
                 {
                     let number = rollback.to.revision;
                     let end = (RollbackState::Skipped, Action::Skipped);
-                    self.conclude(&mut rollback, end, without_effect(number), turn).await;
-                    return Ok(Outcome::Skipped { rollback, number });
+                    let on_record = self.conclude(&mut rollback, end, without_effect(number), turn).await;
+                    return on_record.answer(Ok(Outcome::Skipped { rollback, number }));
                 }
                 Attempt::Applied(Restored { daemonset: patched, warnings }) => {
                     fail_point!("patch-answered");
                     add(&mut rollback.warnings, &warnings);
                     let applied = Applied::note(&mut rollback, &patched);
-                    self.conclude(&mut rollback, (applied.state, Action::Applied), applied.message, turn)
-                        .await;
+                    let step = (applied.state, Action::Applied);
+                    let on_record = self.conclude(&mut rollback, step, applied.message, turn).await;
                     fail_point!("applied-recorded");
-                    return Ok(Outcome::Made(rollback));
+                    return on_record.answer(Ok(Outcome::Made(rollback)));
                 }
                 Attempt::Conflict => {
                     // What is read is patched at once: a wait after the read would only let the next
@@ -195,7 +196,9 @@ impl Inner {
                     pin(&mut rollback, &daemonset);
                     match self.parts.store.advance(rollback.state, &rollback, None).await {
                         Ok(()) => {}
-                        Err(StoreError::Moved { .. }) => return self.taken_over(&rollback).await,
+                        Err(StoreError::Moved { .. }) => {
+                            return self.taken_over(&rollback).await.answer(Err(RollbackError::TakenOver));
+                        }
                         Err(error) => return self.fail(rollback, error.into(), turn).await,
                     }
                     fail_point!("pinned-again");
@@ -261,19 +264,7 @@ impl Inner {
     ) -> Result<Outcome, RollbackError> {
         let end = (RollbackState::Failed, Action::Failed);
         fail_point!("failing");
-        self.conclude(&mut rollback, end, error.to_string(), turn).await;
-        Err(error)
-    }
-
-    /// Another replica took this one for dead and has taken the rollback over: says what came of it there.
-    async fn taken_over(&self, rollback: &Rollback) -> Result<Outcome, RollbackError> {
-        self.leave(rollback);
-        let settled = self.parts.store.rollback(rollback.id).await?.ok_or(RollbackError::TakenOver)?;
-        match settled.state {
-            RollbackState::Failed | RollbackState::Abandoned => Err(RollbackError::TakenOver),
-            RollbackState::Unknown => Err(RollbackError::Undecidable),
-            _ => Ok(Outcome::Made(settled)),
-        }
+        self.conclude(&mut rollback, end, error.to_string(), turn).await.answer(Err(error))
     }
 
     /// Asks the API server what a rollback would do, and adds what it warns of to the plan. Returns what it was asked
@@ -451,7 +442,12 @@ fn add(warnings: &mut Vec<Warning>, words: &[String]) {
 /// Notes what the next patch is pinned to.
 fn pin(rollback: &mut Rollback, daemonset: &DaemonSet) {
     rollback.pinned_to = Some(daemonset.resource_version.clone());
-    rollback.pinned_generation = daemonset.generation;
+    rollback.pinned_rollback = daemonset.rollback_id().and_then(|id| id.parse().ok());
+    if rollback.pinned_generation != daemonset.generation {
+        rollback.pinned_generation = daemonset.generation;
+        // Templates may have come and gone since the history was read.
+        rollback.newest_revision_at = None;
+    }
 }
 
 /// The patch made no new generation: defaulting made the two templates the same, or admission took the
@@ -501,6 +497,8 @@ fn new_rollback(
         template: template.fingerprint(),
         pinned_to: None,
         pinned_generation: daemonset.generation,
+        pinned_rollback: None,
+        newest_revision_at: None,
         epoch: 1,
     }
 }

@@ -30,9 +30,8 @@ impl Inner {
         };
         match latest {
             Some(latest) if latest.state.is_final() => Outcome::Ended(latest),
-            // What was made and is not on record yet is newer than the record.
-            Some(latest) if !latest.state.is_undecided() => Outcome::Made(latest),
-            _ => Outcome::Made(rollback),
+            Some(latest) => Outcome::Made(latest),
+            None => Outcome::Made(rollback),
         }
     }
 }

@@ -262,7 +262,8 @@ async fn while_the_api_server_is_gone_a_rollback_is_unsettled_and_then_settled()
         let (api, path) = (&rollbackd.api, format!("{}/rollback", space.path("agent")));
         gone_from_the_patch_on(&rollbackd, fault);
         let answer = api.post_as(&path, &json!({"toRevision": 1}), "text/plain").await;
-        let text = "daemonset.apps/agent rollback unsettled: the API server's answer was lost\n";
+        let text =
+            "daemonset.apps/agent rollback unsettled: the Kubernetes API server broke off its answer\n";
         assert_eq!((answer.status, answer.text.as_str()), (202, text));
         let location = answer.header("location");
         let record = api.get(location).await.expect(200);

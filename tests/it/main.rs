@@ -56,6 +56,7 @@ mod store;
 mod store_trouble;
 mod stream;
 mod stream_trouble;
+mod takeover;
 mod task_page;
 mod undo;
 mod undo_better;

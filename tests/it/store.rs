@@ -170,6 +170,8 @@ fn rollback(number: u64) -> Rollback {
         template: Template::new(json!({"number": number})).fingerprint(),
         pinned_to: Some("17".into()),
         pinned_generation: 3,
+        pinned_rollback: None,
+        newest_revision_at: None,
         epoch: 1,
     }
 }

@@ -1,5 +1,7 @@
 //! The plan: DaemonSet and history and request in, what to do or why not out.
 
+use jiff::Timestamp;
+
 use super::{
     Precondition, RevisionInfo, Warning,
     warning::{distrust, warnings},
@@ -90,6 +92,8 @@ pub struct Plan {
     pub warnings: Vec<Warning>,
     /// What must still hold when it is sent.
     pub precondition: Precondition,
+    /// When the newest revision was created; `None` while the live template is not among them.
+    pub newest_revision_at: Option<Timestamp>,
 }
 
 /// Why a rollback is not made. The answer is no; nothing is broken.
@@ -209,6 +213,8 @@ pub fn plan(
         template,
         warnings,
         precondition: request.precondition.clone(),
+        newest_revision_at: current
+            .and_then(|_| history.revisions().iter().filter_map(|revision| revision.created_at).max()),
     })))
 }
 

@@ -42,6 +42,13 @@ pub struct Rollback {
     pub pinned_to: Option<String>,
     /// The generation at that version: a patch that was carried out made the next one.
     pub pinned_generation: i64,
+    /// The id of an earlier rollback that the DaemonSet carried at that version. The patch replaces it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_rollback: Option<Uuid>,
+    /// When the newest ControllerRevision was created, by the API server's clock, if the spec at that version is the
+    /// one that was planned on. Revisions that are created later are made of other templates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_revision_at: Option<Timestamp>,
     /// Tells who holds it from who has held it before; 1 at first.
     #[serde(default)]
     pub epoch: i64,

@@ -316,9 +316,9 @@ impl Body {
     }
 }
 
-/// Whether kubectl's sentence tells the whole of an end.
+/// Whether kubectl's sentence tells the whole of a state.
 fn went_well(rollback: &Rollback) -> bool {
-    matches!(rollback.state, RollbackState::Succeeded | RollbackState::Applied)
+    matches!(rollback.state, RollbackState::Progressing | RollbackState::Succeeded | RollbackState::Applied)
 }
 
 fn answer(app: &App, key: &Key, form: Form, depth: Depth, outcome: Outcome) -> Response {
@@ -337,14 +337,8 @@ fn answer(app: &App, key: &Key, form: Form, depth: Depth, outcome: Outcome) -> R
         }
         Outcome::Previewed(preview) => (preview.warnings.clone(), None),
     };
-    let unsettled = matches!(&outcome, Outcome::Made(rollback) if rollback.state.is_undecided());
     let mut response = match (form, outcome) {
-        (Form::Text, _) if unsettled => (
-            [(header::CONTENT_TYPE, Form::Text.content_type())],
-            format!("daemonset.apps/{} rollback unsettled: the API server's answer was lost\n", key.name),
-        )
-            .into_response(),
-        (Form::Text, Outcome::Ended(rollback)) if !went_well(&rollback) => (
+        (Form::Text, Outcome::Made(rollback) | Outcome::Ended(rollback)) if !went_well(&rollback) => (
             [(header::CONTENT_TYPE, Form::Text.content_type())],
             format!(
                 "daemonset.apps/{} rollback {}: {}\n",

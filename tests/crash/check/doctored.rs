@@ -141,6 +141,40 @@ fn an_abandoned_one_that_does_not_say_why_is_found() {
 }
 
 #[test]
+fn an_unknown_one_that_the_versions_decide_is_found() {
+    let unknown = |history: &mut History, last: Value| {
+        history.rollbacks[1]["state"] = "unknown".into();
+        history.api_server.drain(..2);
+        history.seen = vec![version(10, 1, 0, Some("before")), last];
+        history.seen.iter_mut().for_each(|version| version["at"] = at(2).into());
+    };
+    found("the generation is the pinned one", |history| unknown(history, version(11, 1, 0, None)));
+    found("the id of the rollback before is still there", |history| {
+        unknown(history, version(11, 5, 1, Some("before")));
+    });
+    found("the spec was changed once, to another template", |history| {
+        unknown(history, version(11, 2, 0, None));
+    });
+    let mut history = honest();
+    unknown(&mut history, version(11, 2, 1, None));
+    assert!(!check(&history).iter().any(|finding| finding.contains("could have been decided")));
+}
+
+#[test]
+fn an_abandoned_one_may_have_left_the_spec_alone_only_if_it_says_so() {
+    let harmless = |history: &mut History| {
+        history.seen = vec![version(10, 1, 0, None), version(11, 1, 0, Some("lost"))];
+        history.api_server.truncate(0);
+        history.api_server.extend(patch("lost", "rollback", 10, 200, 11, 2));
+    };
+    found("lost is abandoned, and its patch took effect", harmless);
+    let mut history = honest();
+    harmless(&mut history);
+    history.rollbacks[1]["message"] = "silent; the patch did not change the DaemonSet's spec".into();
+    assert!(!check(&history).iter().any(|finding| finding.starts_with("lost is abandoned")));
+}
+
+#[test]
 fn a_success_that_never_was_is_found() {
     found("made is succeeded, and its patch never took effect", |history| {
         history.seen[2]["rollback"] = Value::Null;

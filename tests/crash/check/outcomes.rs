@@ -79,6 +79,29 @@ impl Facts<'_> {
         killed.map(time).any(|killed| (received..received + LONGEST).contains(&killed))
     }
 
+    /// What the last version before the decision proves of a patch, if anything (`MODEL.md`).
+    fn proof(&self, id: &str, rollback: &Value) -> Option<&'static str> {
+        let versions = self.versions.get(text(&rollback["uid"]))?;
+        let decided = self.entries.get(id)?.last().map(|(_, entry)| time(&entry["time"]))?;
+        let last = versions.iter().rfind(|version| time(&version["at"]) < decided)?;
+        // The patch that was sent last is the one that was pinned last.
+        let sent = patches(self.history);
+        let mut ours: Vec<_> =
+            sent.iter().filter(|sent| sent.annotation("rollbackd.dev/rollback") == Some(id)).collect();
+        ours.sort_by_key(|sent| sent.received);
+        let pinned_to = &ours.last()?.body["metadata"]["resourceVersion"];
+        let pinned = versions.iter().find(|version| version["resourceVersion"] == *pinned_to)?;
+        let changes = last["generation"].as_i64()? - pinned["generation"].as_i64()?;
+        if changes == 0 {
+            return Some("the generation is the pinned one");
+        }
+        if !pinned["rollback"].is_null() && pinned["rollback"] == last["rollback"] {
+            return Some("the id of the rollback before is still there");
+        }
+        (changes == 1 && last["image"] != rollback["to"]["images"][0]["image"])
+            .then_some("the spec was changed once, to another template")
+    }
+
     /// What each record says is what the watch has seen.
     pub fn outcomes(&mut self) {
         let mut findings = Vec::new();
@@ -100,7 +123,15 @@ impl Facts<'_> {
             let versions = self.versions.get(text(&rollback["uid"])).map_or(&[][..], Vec::as_slice);
             let gone = versions.last().is_some_and(|last| last["change"] == "DELETED");
             let effect = effects.first();
+            // Its id may be lost where it left the spec alone. Then no more is said than that.
+            let harmless = text(&rollback["message"]).ends_with("did not change the DaemonSet's spec");
             match (state, effect) {
+                ("abandoned", Some(effect)) if harmless && !effect.changed_the_spec() => {}
+                ("unknown", _) => {
+                    if let Some(proof) = self.proof(id, rollback) {
+                        say(format!("it could have been decided: {proof}"));
+                    }
+                }
                 ("failed" | "abandoned", Some(_)) => say("its patch took effect".into()),
                 ("succeeded" | "superseded" | "applied" | "progressing" | "stalled", None) => {
                     say("its patch never took effect".into());

@@ -27,16 +27,19 @@ pub enum Fault {
 }
 
 /// Each kind once, dealt again and again.
-pub const ALL: [Fault; 16] = [
+pub const ALL: [Fault; 19] = [
     Fault::Asleep(None, None),
     Fault::Asleep(Some("planned"), None),
     Fault::Asleep(Some("recorded"), None),
     Fault::Asleep(Some("pinned-again"), None),
     Fault::Asleep(Some("patch-sent"), None),
     Fault::Asleep(Some("patch-answered"), None),
+    Fault::Asleep(Some("applied-recorded"), None),
+    Fault::Asleep(Some("answer-made"), None),
     Fault::Asleep(Some("failing"), None),
     Fault::Asleep(Some("follow-before-record"), None),
     Fault::Asleep(Some("settling"), Some("recorded")),
+    Fault::Asleep(Some("settled"), Some("patch-sent")),
     Fault::Postgres(Outage::Stopped),
     Fault::Postgres(Outage::Killed),
     Fault::Postgres(Outage::Killed),

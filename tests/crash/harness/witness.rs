@@ -28,7 +28,7 @@ impl Harness {
             "rollback": metadata["annotations"]["rollbackd.dev/rollback"],
             "image": object["spec"]["template"]["spec"]["containers"][0]["image"],
             "template": object["spec"]["template"].to_string(),
-            "managers": managers, "status": object["status"],
+            "managers": managers, "status": object["status"], "at": super::now(),
         }));
     }
 
