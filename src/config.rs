@@ -8,14 +8,18 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser, error::ErrorKind};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValue, TypedValueParser},
+    error::ErrorKind,
+};
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 
 use crate::{
     audit::{InvalidStoreUrl, StoreUrl},
-    domain::key::Namespace,
+    domain::{bookkeeping::FieldOwnership, key::Namespace},
     verifier::Anchor,
 };
 
@@ -204,6 +208,11 @@ pub struct ServeArgs {
     #[arg(long, env = "ROLLBACKD_REQUIRE_REASON")]
     pub require_reason: bool,
 
+    /// Whether a rollback restores the bookkeeping of tools that apply the template, so that their next apply undoes
+    /// it cleanly, or keeps it, so that an unforced server-side apply fails with a conflict that names rollbackd
+    #[arg(long, env = "ROLLBACKD_FIELD_OWNERSHIP", value_name = "MODE", default_value = "return")]
+    pub field_ownership: FieldOwnership,
+
     /// How long to go on accepting connections after SIGTERM, while endpoints update
     #[arg(long, env = "ROLLBACKD_DRAIN_DELAY", value_name = "DURATION", default_value = "5s", value_parser = duration, allow_hyphen_values = true)]
     pub drain_delay: Duration,
@@ -227,6 +236,19 @@ pub struct SandboxArgs {
     /// Where rollbacks and the audit are kept: sqlite:PATH [default: in memory]
     #[arg(long, value_name = "URL", value_parser = StoreUrlParser)]
     pub store: Option<StoreUrl>,
+}
+
+impl ValueEnum for FieldOwnership {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Return, Self::Keep]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::Return => "return",
+            Self::Keep => "keep",
+        }))
+    }
 }
 
 /// How callers are authenticated.
@@ -262,6 +284,7 @@ impl SandboxArgs {
             cluster_name: Some("sandbox".to_owned()),
             stall_after: SANDBOX_STALL,
             require_reason: false,
+            field_ownership: FieldOwnership::Return,
             drain_delay: Duration::ZERO,
         }
     }

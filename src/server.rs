@@ -159,6 +159,7 @@ impl Server {
             cluster_name,
             stall_after,
             require_reason,
+            field_ownership,
             drain_delay,
         } = args;
         let certificate = match tls_cert.zip(tls_key) {
@@ -203,11 +204,13 @@ impl Server {
             cluster: cluster_name.clone(),
             patience: timing.patience,
             quota: timing.quota,
+            field_ownership,
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
         rollbacks.resume().await.with_context(|| format!("--store {url}"))?;
+        tasks.spawn(stop.clone().run_until_cancelled_owned(rollbacks.clone().return_ownership()));
         if let Some(kept) = audit_retention {
             tasks.spawn(stop.clone().run_until_cancelled_owned(cut_audit(store.clone(), kept)));
         }

@@ -142,6 +142,7 @@ pub struct Metrics {
     staleness: Family<Kind, Gauge<f64, AtomicU64>>,
     store_errors: Counter,
     store_write: Histogram,
+    ownership: Family<Outcome, Counter>,
     entries: Family<Action, Counter>,
     reviews: Family<Review, Counter>,
     listeners: Gauge<i64, AtomicI64>,
@@ -203,6 +204,7 @@ impl Metrics {
             staleness: Family::default(),
             store_errors: Counter::default(),
             store_write: milliseconds(),
+            ownership: Family::default(),
             entries: Family::default(),
             reviews: Family::default(),
             listeners: Gauge::default(),
@@ -213,6 +215,11 @@ impl Metrics {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "Version of rollbackd", build);
         registry.register("rollbacks", "Rollbacks that have ended, by outcome", metrics.rollbacks.clone());
+        registry.register(
+            "ownership_returns",
+            "Attempts to return the field ownership of a restored template, by outcome",
+            metrics.ownership.clone(),
+        );
         registry.register("rollbacks_open", "Rollbacks that have not ended", metrics.open.clone());
         registry.register("rollouts_stalled", "Rollouts that stand still", metrics.stalled.clone());
         registry.register(
@@ -280,6 +287,11 @@ impl Metrics {
     pub fn rollback_ended(&self, outcome: &'static str, taken: Duration) {
         self.rollbacks.get_or_create(&Outcome { outcome }).inc();
         self.duration.observe(taken.as_secs_f64());
+    }
+
+    /// The field ownership of a restored template was returned, or not: `returned`, `failed`, `skipped`.
+    pub fn ownership_return(&self, outcome: &'static str) {
+        self.ownership.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// How many rollbacks have not ended.

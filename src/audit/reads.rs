@@ -17,6 +17,20 @@ pub(super) fn read((record, epoch): Recorded) -> Result<Rollback, StoreError> {
     Ok(Rollback { epoch, ..serde_json::from_str(&record)? })
 }
 
+/// What a rollback is read with to be shown: its record, the epoch, and the warning that its ownership is not returned.
+type Shown = (String, i64, Option<String>);
+
+const SHOWN: &str =
+    "SELECT record, epoch, (SELECT warning FROM ownership_returns WHERE rollback = id) FROM rollbacks";
+
+fn show((record, epoch, warning): Shown) -> Result<Rollback, StoreError> {
+    let mut rollback = read((record, epoch))?;
+    if let Some(warning) = warning {
+        rollback.warnings.push(serde_json::from_str(&warning)?);
+    }
+    Ok(rollback)
+}
+
 /// Waits for what is read, and not for ever: a server that hangs answers nobody.
 pub(super) async fn in_time<T>(reading: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
     within_deadline(async { Ok(reading.await?) }).await
@@ -73,9 +87,10 @@ impl Store {
     /// # Errors
     /// When the database fails; a rollback that does not exist is `None`.
     pub async fn rollback(&self, id: Uuid) -> Result<Option<Rollback>, StoreError> {
-        let query = sqlx::query_as("SELECT record, epoch FROM rollbacks WHERE id = $1").bind(id.to_string());
-        let recorded: Option<Recorded> = in_time(query.fetch_optional(&self.database.read)).await?;
-        recorded.map(read).transpose()
+        let sql = format!("{SHOWN} WHERE id = $1");
+        let query = sqlx::query_as(AssertSqlSafe(sql)).bind(id.to_string());
+        let recorded: Option<Shown> = in_time(query.fetch_optional(&self.database.read)).await?;
+        recorded.map(show).transpose()
     }
 
     /// Reads rollbacks, newest first, at most `limit`.
@@ -83,7 +98,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn rollbacks(&self, filter: &RollbackFilter, limit: u32) -> Result<Vec<Rollback>, StoreError> {
-        let mut select = Select::new("SELECT record, epoch FROM rollbacks");
+        let mut select = Select::new(SHOWN);
         select.and("namespace =", filter.namespace.as_ref().map(ToString::to_string));
         select.and("name =", filter.name.as_ref().map(ToString::to_string));
         select.and("state =", filter.state.map(|state| state.as_str()));
@@ -92,7 +107,7 @@ impl Store {
         select.and("id <", filter.before.map(|id| id.to_string()));
         select.push(" ORDER BY id DESC");
         select.limit(limit);
-        select.rows::<Recorded>(self).await?.into_iter().map(read).collect()
+        select.rows::<Shown>(self).await?.into_iter().map(show).collect()
     }
 
     /// Reads entries, at most `limit`.

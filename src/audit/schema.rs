@@ -14,7 +14,7 @@ use sqlx::{
 use super::{Head, Sequence, StoreError, chain, database::Engine};
 
 /// The newest schema that this version knows.
-const KNOWN: i64 = 4;
+const KNOWN: i64 = 6;
 
 fn migrator(engine: Engine) -> Migrator {
     let migration = |version, about, sql| {
@@ -35,9 +35,17 @@ fn migrator(engine: Engine) -> Migrator {
                 "claims and retention",
                 include_str!("migrations/sqlite/0004_claims_and_retention.sql"),
             ),
+            migration(6, "ownership returns", include_str!("migrations/sqlite/0006_ownership_returns.sql")),
         ],
         Engine::Postgres => {
-            vec![migration(4, "store", include_str!("migrations/postgres/0004_store.sql"))]
+            vec![
+                migration(4, "store", include_str!("migrations/postgres/0004_store.sql")),
+                migration(
+                    6,
+                    "ownership returns",
+                    include_str!("migrations/postgres/0006_ownership_returns.sql"),
+                ),
+            ]
         }
     };
     // What a newer version has added is judged below.

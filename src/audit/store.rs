@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::{
     Entry, Head, NewKey, StoreUrl, Trouble, chain, claims,
     database::{Database, TURN},
-    keys, time_text,
+    keys, ownership, time_text,
 };
 use crate::{
     domain::{
         key::Key,
-        rollback::{Rollback, RollbackState},
+        rollback::{Rollback, RollbackState, WarningCode},
     },
     telemetry::{AuditLog, Metrics},
 };
@@ -135,7 +135,7 @@ impl Store {
         entry: &Entry,
         key: Option<&NewKey>,
     ) -> Result<(), StoreError> {
-        let record = serde_json::to_string(rollback)?;
+        let record = record(rollback)?;
         let insert = format!(
             "INSERT INTO rollbacks (id, state, open, namespace, name, actor, requested_at, record, holder, epoch, lease) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, {})",
             self.lease()
@@ -183,7 +183,9 @@ impl Store {
         rollback: &Rollback,
         entry: Option<&Entry>,
     ) -> Result<(), StoreError> {
-        let record = serde_json::to_string(rollback)?;
+        let record = record(rollback)?;
+        let applied = matches!(rollback.state, RollbackState::Progressing | RollbackState::Applied);
+        let to_return = rollback.ownership.as_ref().filter(|_| state.is_undecided() && applied);
         let head = self.measured(async {
             let mut transaction = self.database.begin().await?;
             let head = match entry {
@@ -204,6 +206,9 @@ impl Store {
             .await?;
             if moved.rows_affected() != 1 {
                 return Err(StoreError::Moved { id: rollback.id, state });
+            }
+            if let Some(ownership) = to_return {
+                ownership::insert(&mut transaction, self.database.engine, rollback.id, ownership).await?;
             }
             let head = match head {
                 Some((head, entry)) => Some(chain::append(&mut transaction, head, entry).await?),
@@ -282,6 +287,16 @@ impl Store {
             );
         }
     }
+}
+
+/// A rollback as it is stored. What is to be returned once it is decided, and the warning that it is not, are kept apart.
+fn record(rollback: &Rollback) -> Result<String, StoreError> {
+    let mut stored = rollback.clone();
+    stored.warnings.retain(|warning| warning.code != WarningCode::OwnershipNotReturned);
+    if !stored.state.is_undecided() {
+        stored.ownership = None;
+    }
+    Ok(serde_json::to_string(&stored)?)
 }
 
 /// Waits for a write, and not for ever.

@@ -59,6 +59,7 @@ pub(crate) fn revision(number: i64, image: &str) -> Revision {
         change_cause: None,
         created_at: None,
         rollback: None,
+        last_applied: None,
         template: Ok(template(image)),
     }
 }
@@ -100,6 +101,7 @@ pub(crate) fn rollback() -> Rollback {
         pinned_to: None,
         pinned_generation: 1,
         pinned_rollback: None,
+        ownership: None,
         newest_revision_at: None,
         epoch: 1,
     }

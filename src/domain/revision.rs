@@ -1,6 +1,6 @@
 //! The revisions of a DaemonSet: its ControllerRevisions, numbered by the controller.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub struct Revision {
     pub created_at: Option<Timestamp>,
     /// Id of the rollback that the annotation `rollbackd.dev/rollback` names.
     pub rollback: Option<String>,
+    /// The annotation of client-side apply, copied when the revision was new. Only a fresh read has it.
+    pub last_applied: Option<Arc<str>>,
     /// The template that it holds, or why it can't be rolled back to.
     pub template: Result<Template, NotRestorable>,
 }

@@ -17,11 +17,12 @@ use super::{
     ClusterError, Delivery, Grant,
     cache::selected,
     liveness::Liveness,
-    objects::{ObservedDaemonSet, ObservedRevision},
+    objects::{FreshDaemonSet, FreshRevision, ObservedDaemonSet},
     transport::{Transport, Warnings},
 };
 use crate::domain::{
-    daemonset::{DaemonSet, FIELD_MANAGER, ROLLBACK},
+    bookkeeping::ManagedFields,
+    daemonset::{DaemonSet, FIELD_MANAGER, LAST_APPLIED, ROLLBACK},
     key::Key,
     revision::History,
     template::Template,
@@ -43,6 +44,8 @@ pub struct Live {
 pub struct Restore<'a> {
     pub daemonset: &'a DaemonSet,
     pub template: &'a Template,
+    /// The last-applied annotation to write, if it changes.
+    pub last_applied: Option<&'a str>,
     pub rollback: uuid::Uuid,
 }
 
@@ -87,15 +90,24 @@ impl Live {
         Ok(self.daemonsets(key).get(key.name.as_str()).await?.daemonset)
     }
 
+    /// Reads one DaemonSet to write it, with its bookkeeping.
+    ///
+    /// # Errors
+    /// [`ClusterError::NotFound`] and the rest.
+    pub async fn fresh(&self, key: &Key) -> Result<FreshDaemonSet, ClusterError> {
+        let api: Api<FreshDaemonSet> = Api::namespaced(self.client.clone(), key.namespace.as_str());
+        Ok(api.get(key.name.as_str()).await?)
+    }
+
     /// Reads the revisions of a DaemonSet, as `kubectl rollout history` does.
     ///
     /// # Errors
     /// What kept the API server from answering.
     pub async fn history(&self, daemonset: &DaemonSet) -> Result<History, ClusterError> {
-        let api: Api<ObservedRevision> =
-            Api::namespaced(self.client.clone(), daemonset.key.namespace.as_str());
+        let api: Api<FreshRevision> = Api::namespaced(self.client.clone(), daemonset.key.namespace.as_str());
         let list = api.list(&ListParams::default().labels(&daemonset.selector)).await?;
-        Ok(History::of(daemonset, selected(daemonset, list.items)))
+        let observed = list.items.into_iter().map(|fresh| fresh.observed);
+        Ok(History::of(daemonset, selected(daemonset, observed)))
     }
 
     /// Asks what the first write after a version of a DaemonSet, which has been written to since, made
@@ -163,17 +175,46 @@ impl Live {
         self.patch(grant, body, false).await.map(drop)
     }
 
+    /// Writes `metadata.managedFields` and nothing else, pinned to the DaemonSet that was read. The generation does
+    /// not move. Returns the entries as they are afterwards: the API server ignores a list that it can't decode.
+    ///
+    /// # Errors
+    /// With [`ClusterError::Conflict`] nothing was written.
+    pub async fn write_managed_fields(
+        &self,
+        grant: &Grant,
+        daemonset: &DaemonSet,
+        managed_fields: &ManagedFields,
+    ) -> Result<ManagedFields, ClusterError> {
+        let body = json!({"metadata": {
+            "uid": daemonset.uid,
+            "resourceVersion": daemonset.resource_version,
+            "managedFields": managed_fields,
+        }});
+        Ok(self.send(grant, &Patch::Merge(body), false).await?.0.managed_fields)
+    }
+
     async fn patch(&self, grant: &Grant, body: Value, dry_run: bool) -> Result<Restored, ClusterError> {
+        let (patched, warnings) = self.send(grant, &Patch::Strategic(body), dry_run).await?;
+        let FreshDaemonSet { daemonset, managed_fields, .. } = patched;
+        Ok(Restored { daemonset, managed_fields, warnings: warnings.take() })
+    }
+
+    async fn send(
+        &self,
+        grant: &Grant,
+        patch: &Patch<Value>,
+        dry_run: bool,
+    ) -> Result<(FreshDaemonSet, Warnings), ClusterError> {
         let params =
             PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let key = grant.key();
         let request = ApiRequest::new(self.daemonsets(key).resource_url());
-        let request = request.patch(key.name.as_str(), &params, &Patch::Strategic(body));
+        let request = request.patch(key.name.as_str(), &params, patch);
         let mut request = request.map_err(kube::Error::BuildRequest)?;
         let warnings = Warnings::default();
         request.extensions_mut().insert(warnings.clone());
-        let patched: ObservedDaemonSet = self.client.request(request).await?;
-        Ok(Restored { daemonset: patched.daemonset, warnings: warnings.take() })
+        Ok((self.client.request(request).await?, warnings))
     }
 
     /// Whether rollbackd's own account may patch a DaemonSet: tells a 403 of RBAC from one of
@@ -234,16 +275,18 @@ impl Live {
 #[derive(Debug)]
 pub struct Restored {
     pub daemonset: Arc<DaemonSet>,
+    pub managed_fields: ManagedFields,
     /// What the API server and its admission warn of, in their words.
     pub warnings: Vec<String>,
 }
 
 impl Restore<'_> {
     fn body(&self) -> Value {
-        json!({
-            "metadata": pinned(self.daemonset, ROLLBACK, self.rollback),
-            "spec": {"template": self.template.replacing()},
-        })
+        let mut metadata = pinned(self.daemonset, ROLLBACK, self.rollback);
+        if let Some(last_applied) = self.last_applied {
+            metadata["annotations"][LAST_APPLIED] = last_applied.into();
+        }
+        json!({"metadata": metadata, "spec": {"template": self.template.replacing()}})
     }
 }
 

@@ -25,5 +25,6 @@ pub use error::{ClusterError, Delivery};
 pub use events::Events;
 pub use grant::Grant;
 pub use live::Live;
+pub use objects::FreshDaemonSet;
 pub use review::Reviewer;
 pub use rollouts::{Frame, FrameEvent, Rollouts};

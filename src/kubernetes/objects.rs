@@ -20,7 +20,8 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, value::RawValue};
 
 use crate::domain::{
-    daemonset::{CHANGE_CAUSE, Counts, DaemonSet, FieldManager, ROLLBACK, UpdateStrategy},
+    bookkeeping::ManagedFields,
+    daemonset::{CHANGE_CAUSE, Counts, DaemonSet, FieldManager, LAST_APPLIED, ROLLBACK, UpdateStrategy},
     key::{Key, Name, Namespace},
     revision::{Revision, RevisionNumber},
     template::{NotRestorable, Template},
@@ -41,6 +42,22 @@ pub struct ObservedRevision {
     meta: ObjectMeta,
     pub labels: BTreeMap<String, String>,
     pub revision: Revision,
+}
+
+/// A DaemonSet that was read to be written: with the bookkeeping that no watch keeps.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "WireDaemonSet")]
+pub struct FreshDaemonSet {
+    meta: ObjectMeta,
+    pub daemonset: Arc<DaemonSet>,
+    pub managed_fields: ManagedFields,
+}
+
+/// A ControllerRevision that was read for a rollback: with its last-applied annotation.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "WireRevision")]
+pub struct FreshRevision {
+    pub observed: ObservedRevision,
 }
 
 /// The metadata that is looked at.
@@ -156,6 +173,27 @@ impl TryFrom<WireDaemonSet> for ObservedDaemonSet {
     }
 }
 
+impl TryFrom<WireDaemonSet> for FreshDaemonSet {
+    type Error = String;
+
+    fn try_from(wire: WireDaemonSet) -> Result<Self, String> {
+        let managed_fields = ManagedFields::new(wire.metadata.managed_fields.clone().unwrap_or_default());
+        let ObservedDaemonSet { meta, daemonset } = wire.try_into()?;
+        Ok(Self { meta, daemonset, managed_fields })
+    }
+}
+
+impl From<WireRevision> for FreshRevision {
+    fn from(wire: WireRevision) -> Self {
+        let annotations = wire.metadata.annotations.as_ref();
+        let last_applied = annotations.and_then(|annotations| annotations.get(LAST_APPLIED));
+        let last_applied = last_applied.map(|text| text.as_str().into());
+        let mut observed = ObservedRevision::from(wire);
+        observed.revision.last_applied = last_applied;
+        Self { observed }
+    }
+}
+
 impl From<WireRevision> for ObservedRevision {
     fn from(wire: WireRevision) -> Self {
         let WireRevision { metadata, data, revision } = wire;
@@ -178,6 +216,7 @@ impl From<WireRevision> for ObservedRevision {
             change_cause: annotation(CHANGE_CAUSE),
             created_at: metadata.creation_timestamp,
             rollback: annotation(ROLLBACK),
+            last_applied: None,
             template: template(data.as_deref()),
         };
         Self { meta, labels, revision }
@@ -241,7 +280,7 @@ fn field_managers(entries: &[Box<RawValue>]) -> Vec<FieldManager> {
 
 /// Makes a type stand for one of k8s-openapi's kinds.
 macro_rules! resource {
-    ($observed:ty, $kind:ty) => {
+    ($observed:ty, $kind:ty, $($meta:ident).+) => {
         impl Resource for $observed {
             type DynamicType = ();
             type Scope = <$kind as Resource>::Scope;
@@ -259,14 +298,16 @@ macro_rules! resource {
                 <$kind as Resource>::plural(&())
             }
             fn meta(&self) -> &ObjectMeta {
-                &self.meta
+                &self.$($meta).+
             }
             fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.meta
+                &mut self.$($meta).+
             }
         }
     };
 }
 
-resource!(ObservedDaemonSet, v1::DaemonSet);
-resource!(ObservedRevision, v1::ControllerRevision);
+resource!(ObservedDaemonSet, v1::DaemonSet, meta);
+resource!(FreshDaemonSet, v1::DaemonSet, meta);
+resource!(ObservedRevision, v1::ControllerRevision, meta);
+resource!(FreshRevision, v1::ControllerRevision, observed.meta);

@@ -10,6 +10,7 @@ mod authorize;
 mod claims;
 mod follow;
 mod idempotency;
+mod ownership;
 mod quota;
 mod settle;
 mod transaction;
@@ -29,7 +30,7 @@ pub use wait::Wait;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use jiff::{Timestamp, Unit};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 use uuid::Uuid;
@@ -38,6 +39,7 @@ use crate::{
     audit::{Action, Entry, Store, StoreError},
     auth::{AuthError, Authority},
     domain::{
+        bookkeeping::FieldOwnership,
         diff::TemplateDiff,
         key::Key,
         revision::RevisionNumber,
@@ -83,6 +85,8 @@ pub struct Parts {
     pub cluster: Option<String>,
     pub patience: Patience,
     pub quota: Quota,
+    /// `--field-ownership`.
+    pub field_ownership: FieldOwnership,
     pub metrics: Metrics,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
@@ -103,6 +107,8 @@ struct Inner {
     /// Keys whose first answer is being made.
     keys: Mutex<HashSet<String>>,
     used: Used,
+    /// There is ownership to return.
+    returns: Notify,
 }
 
 /// The states of an open rollback, as they come.
@@ -238,7 +244,8 @@ impl Rollbacks {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let (turns, open, keys) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { parts, turns, open, keys, used: Used::default() }) }
+        let (used, returns) = (Used::default(), Notify::new());
+        Self { inner: Arc::new(Inner { parts, turns, open, keys, used, returns }) }
     }
 
     /// Makes one rollback. It goes on when the returned future is dropped.
@@ -469,6 +476,9 @@ impl Inner {
     fn recorded(&self, rollback: &Rollback) {
         self.announce(rollback);
         self.parts.events.tell(rollback, now());
+        if rollback.ownership.is_some() && !rollback.state.is_undecided() {
+            self.returns.notify_one();
+        }
     }
 
     async fn is_recorded(&self, rollback: &Rollback) -> Result<bool, StoreError> {

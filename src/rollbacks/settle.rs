@@ -192,7 +192,7 @@ impl Inner {
             (template.fingerprint() == rollback.template).then_some(template)
         });
         let Some(template) = target else { return Ok(Verdict::Undecidable) };
-        let restore = Restore { daemonset, template, rollback: rollback.id };
+        let restore = Restore { daemonset, template, last_applied: None, rollback: rollback.id };
         match self.parts.live.try_restore(grant, restore).await {
             Ok(made) if made.daemonset.template != daemonset.template => Ok(Verdict::Unchanged),
             Ok(_) | Err(ClusterError::Refused { .. } | ClusterError::Forbidden { .. }) => {

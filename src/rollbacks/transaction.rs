@@ -9,6 +9,7 @@ use super::{Inner, Outcome, Preview, RollbackError, Turn, now, waits};
 use crate::{
     audit::{Action, Entry, NewKey, Outcome as EntryOutcome, StoreError},
     domain::{
+        bookkeeping::{FieldOwnership, Ownership},
         daemonset::{DaemonSet, UpdateStrategy},
         diff::TemplateDiff,
         key::Key,
@@ -22,7 +23,7 @@ use crate::{
     },
     failpoint::{fail_during, fail_point},
     kubernetes::{
-        ClusterError, Delivery, Grant,
+        ClusterError, Delivery, FreshDaemonSet, Grant,
         live::{Restore, Restored},
     },
     telemetry::causes,
@@ -72,25 +73,26 @@ impl Inner {
                 }
             },
         };
-        let (daemonset, decision) = match self.decide(&grant, &request).await {
+        let (fresh, decision) = match self.decide(&grant, &request).await {
             Err(RollbackError::Refused(refusal)) => {
                 self.record_refusal(&key, &origin, request.mode, &refusal).await;
                 return Err(refusal.into());
             }
             other => other?,
         };
+        let daemonset = &fresh.daemonset;
         match (decision, turn) {
             (Decision::Skip { current, number }, None) => {
-                self.preview_skip(id, &daemonset, current, number, origin).await
+                self.preview_skip(id, daemonset, current, number, origin).await
             }
             (Decision::Restore(mut plan), None) => {
-                let tried = self.try_out(id, &grant, daemonset, &mut plan, &request, &origin).await;
-                let (daemonset, patched) = tried?;
-                self.preview(id, daemonset, &patched, *plan, &origin).await
+                let tried = self.try_out(id, &grant, fresh, &mut plan, &request, &origin).await;
+                let (fresh, patched) = tried?;
+                self.preview(id, fresh.daemonset, &patched, *plan, &origin).await
             }
             (Decision::Skip { current, number }, Some(_turn)) => {
                 let mut rollback =
-                    new_rollback(id, &daemonset, Some(current.clone()), current, &daemonset.template, origin);
+                    new_rollback(id, daemonset, Some(current.clone()), current, &daemonset.template, origin);
                 rollback.state = RollbackState::Skipped;
                 rollback.ended_at = Some(rollback.requested_at);
                 rollback.message = kubectl::skipped(number.0);
@@ -99,24 +101,24 @@ impl Inner {
                 Ok(Outcome::Skipped { rollback, number })
             }
             (Decision::Restore(mut plan), Some(turn)) => {
-                let daemonset = match request.on_warning {
-                    OnWarning::Proceed => daemonset,
+                let fresh = match request.on_warning {
+                    OnWarning::Proceed => fresh,
                     // What the API server warns of it says only when it is asked.
                     OnWarning::Refuse => {
-                        self.try_out(id, &grant, daemonset, &mut plan, &request, &origin).await?.0
+                        self.try_out(id, &grant, fresh, &mut plan, &request, &origin).await?.0
                     }
                 };
-                let mut rollback =
-                    new_rollback(id, &daemonset, plan.from.clone(), plan.to.clone(), &plan.template, origin);
+                let (from, to) = (plan.from.clone(), plan.to.clone());
+                let mut rollback = new_rollback(id, &fresh.daemonset, from, to, &plan.template, origin);
                 rollback.warnings.clone_from(&plan.warnings);
                 rollback.newest_revision_at = plan.newest_revision_at;
-                pin(&mut rollback, &daemonset);
+                self.pin(&mut rollback, &fresh);
                 fail_point!("planned");
                 self.begin(&rollback, Action::Requested, idempotency).await?;
                 fail_point!("recorded");
                 self.announce(&rollback);
                 self.parts.events.tell(&rollback, rollback.requested_at);
-                self.make(grant, daemonset, &plan, rollback, turn).await
+                self.make(grant, fresh, &plan, rollback, turn).await
             }
         }
     }
@@ -127,19 +129,21 @@ impl Inner {
         &self,
         grant: &Grant,
         request: &RollbackRequest,
-    ) -> Result<(Arc<DaemonSet>, Decision), RollbackError> {
+    ) -> Result<(FreshDaemonSet, Decision), RollbackError> {
         let deadline = Instant::now() + self.parts.patience.recording;
         let mut waits = waits(Duration::from_millis(800));
         loop {
-            let daemonset = self.parts.live.daemonset(grant.key()).await?;
-            let history = self.parts.live.history(&daemonset).await?;
+            let fresh = self.parts.live.fresh(grant.key()).await?;
+            let daemonset = &fresh.daemonset;
+            let history = self.parts.live.history(daemonset).await?;
             let wait = waits.next().unwrap_or_default();
-            let standing = |revision: &Revision| self.parts.cache.standing(&daemonset, revision);
-            match plan(&daemonset, &history, request, grant.power(), standing) {
+            let standing = |revision: &Revision| self.parts.cache.standing(daemonset, revision);
+            let ownership = self.parts.field_ownership;
+            match plan(daemonset, &history, request, grant.power(), ownership, standing) {
                 Err(Refusal::NotRecorded | Refusal::NotSeen { .. }) if Instant::now() + wait < deadline => {
                     tokio::time::sleep(wait).await
                 }
-                decision => return Ok((daemonset, decision?)),
+                decision => return Ok((fresh, decision?)),
             }
         }
     }
@@ -148,7 +152,7 @@ impl Inner {
     async fn make(
         self: Arc<Self>,
         grant: Grant,
-        mut daemonset: Arc<DaemonSet>,
+        mut fresh: FreshDaemonSet,
         plan: &Plan,
         mut rollback: Rollback,
         turn: Turn,
@@ -156,7 +160,8 @@ impl Inner {
         let mut waits = waits(LONGEST_WAIT);
         let deadline = Instant::now() + self.parts.patience.patching;
         for attempt in 1.. {
-            match self.attempt(&grant, &daemonset, plan, &rollback).await {
+            let daemonset = &fresh.daemonset;
+            match self.attempt(&grant, daemonset, plan, &rollback).await {
                 Attempt::Applied(Restored { daemonset: patched, .. })
                     if patched.generation == daemonset.generation =>
                 {
@@ -165,9 +170,11 @@ impl Inner {
                     let on_record = self.conclude(&mut rollback, end, without_effect(number), turn).await;
                     return on_record.answer(Ok(Outcome::Skipped { rollback, number }));
                 }
-                Attempt::Applied(Restored { daemonset: patched, warnings }) => {
+                Attempt::Applied(Restored { daemonset: patched, managed_fields, warnings }) => {
                     fail_point!("patch-answered");
                     add(&mut rollback.warnings, &warnings);
+                    let kept = rollback.ownership.as_ref().map(|ownership| ownership.kept(&managed_fields));
+                    rollback.warnings.extend(kept.and_then(|kept| Warning::of_kept_fields(&kept)));
                     let applied = Applied::note(&mut rollback, &patched);
                     let step = (applied.state, Action::Applied);
                     let on_record = self.conclude(&mut rollback, step, applied.message, turn).await;
@@ -182,18 +189,18 @@ impl Inner {
                         Ok(read) => read,
                         Err(error) => return self.fail(rollback, error, turn).await,
                     };
-                    if read.rollback_id() == Some(&rollback.id.to_string()) {
+                    if read.daemonset.rollback_id() == Some(&rollback.id.to_string()) {
                         // A proxy sent the patch twice, and the conflict is the second one's.
                         return self.settle_for_caller(rollback, grant, turn, ClusterError::Conflict).await;
                     }
-                    if let Err(error) = still_holds(plan, &daemonset, &read) {
+                    if let Err(error) = still_holds(plan, daemonset, &read.daemonset) {
                         return self.fail(rollback, error, turn).await;
                     }
                     if attempt >= self.parts.patience.attempts || Instant::now() > deadline {
                         return self.fail(rollback, RollbackError::Contended, turn).await;
                     }
-                    daemonset = read;
-                    pin(&mut rollback, &daemonset);
+                    fresh = read;
+                    self.pin(&mut rollback, &fresh);
                     match self.parts.store.advance(rollback.state, &rollback, None).await {
                         Ok(()) => {}
                         Err(StoreError::Moved { .. }) => {
@@ -220,7 +227,9 @@ impl Inner {
         plan: &Plan,
         rollback: &Rollback,
     ) -> Attempt {
-        let restore = Restore { daemonset, template: &plan.template, rollback: rollback.id };
+        let last_applied = plan.last_applied(daemonset);
+        let last_applied = last_applied.as_deref();
+        let restore = Restore { daemonset, template: &plan.template, last_applied, rollback: rollback.id };
         let error = match fail_during!("patch-sent", self.parts.live.restore(grant, restore)) {
             Ok(patched) => return Attempt::Applied(patched),
             Err(error) => error,
@@ -232,9 +241,32 @@ impl Inner {
         }
     }
 
+    /// Notes what the next patch is pinned to.
+    fn pin(&self, rollback: &mut Rollback, fresh: &FreshDaemonSet) {
+        let daemonset = &fresh.daemonset;
+        rollback.pinned_to = Some(daemonset.resource_version.clone());
+        rollback.pinned_rollback = daemonset.rollback_id().and_then(|id| id.parse().ok());
+        rollback.ownership = self.ownership_of(fresh);
+        if rollback.pinned_generation != daemonset.generation {
+            rollback.pinned_generation = daemonset.generation;
+            // Templates may have come and gone since the history was read.
+            rollback.newest_revision_at = None;
+        }
+    }
+
+    /// Who owns the template, if the fields are returned and a manager applies it.
+    fn ownership_of(&self, fresh: &FreshDaemonSet) -> Option<Ownership> {
+        match self.parts.field_ownership {
+            FieldOwnership::Keep => None,
+            FieldOwnership::Return => {
+                Some(Ownership::of(&fresh.managed_fields)).filter(|ownership| !ownership.is_empty())
+            }
+        }
+    }
+
     /// Reads what a conflict was about.
-    async fn read_again(&self, key: &Key) -> Result<Arc<DaemonSet>, RollbackError> {
-        self.parts.live.daemonset(key).await.map_err(|error| match error {
+    async fn read_again(&self, key: &Key) -> Result<FreshDaemonSet, RollbackError> {
+        self.parts.live.fresh(key).await.map_err(|error| match error {
             ClusterError::NotFound => RollbackError::Deleted,
             error => error.into(),
         })
@@ -273,27 +305,32 @@ impl Inner {
         self: &Arc<Self>,
         id: Uuid,
         grant: &Grant,
-        mut daemonset: Arc<DaemonSet>,
+        mut fresh: FreshDaemonSet,
         plan: &mut Plan,
         request: &RollbackRequest,
         origin: &Origin,
-    ) -> Result<(Arc<DaemonSet>, Arc<DaemonSet>), RollbackError> {
+    ) -> Result<(FreshDaemonSet, Arc<DaemonSet>), RollbackError> {
         let mut waits = waits(LONGEST_WAIT).take(self.parts.patience.attempts - 1);
         let refusal = loop {
-            let restore = Restore { daemonset: &daemonset, template: &plan.template, rollback: id };
+            let daemonset = &fresh.daemonset;
+            let last_applied = plan.last_applied(daemonset);
+            let last_applied = last_applied.as_deref();
+            let restore = Restore { daemonset, template: &plan.template, last_applied, rollback: id };
             match self.parts.live.try_restore(grant, restore).await {
-                Ok(Restored { daemonset: patched, warnings }) => {
+                Ok(Restored { daemonset: patched, managed_fields, warnings }) => {
                     add(&mut plan.warnings, &warnings);
+                    let kept = self.ownership_of(&fresh).map(|ownership| ownership.kept(&managed_fields));
+                    plan.warnings.extend(kept.and_then(|kept| Warning::of_kept_fields(&kept)));
                     if request.on_warning == OnWarning::Proceed || warnings.is_empty() {
-                        return Ok((daemonset, patched));
+                        return Ok((fresh, patched));
                     }
                     break Refusal::Warned { warnings: plan.warnings.clone() }.into();
                 }
                 Err(ClusterError::Conflict) => {
                     tokio::time::sleep(waits.next().ok_or(RollbackError::Contended)?).await;
                     let read = self.read_again(&daemonset.key).await?;
-                    still_holds(plan, &daemonset, &read)?;
-                    daemonset = read;
+                    still_holds(plan, daemonset, &read.daemonset)?;
+                    fresh = read;
                 }
                 Err(error) => match self.explain(grant.key(), plan, error).await {
                     refusal @ RollbackError::RefusedByServer { .. } => break refusal,
@@ -439,17 +476,6 @@ fn add(warnings: &mut Vec<Warning>, words: &[String]) {
     warnings.extend(words.iter().map(|words| Warning::of_api_server(words)));
 }
 
-/// Notes what the next patch is pinned to.
-fn pin(rollback: &mut Rollback, daemonset: &DaemonSet) {
-    rollback.pinned_to = Some(daemonset.resource_version.clone());
-    rollback.pinned_rollback = daemonset.rollback_id().and_then(|id| id.parse().ok());
-    if rollback.pinned_generation != daemonset.generation {
-        rollback.pinned_generation = daemonset.generation;
-        // Templates may have come and gone since the history was read.
-        rollback.newest_revision_at = None;
-    }
-}
-
 /// The patch made no new generation: defaulting made the two templates the same, or admission took the
 /// change back.
 pub(super) fn without_effect(number: RevisionNumber) -> String {
@@ -498,6 +524,7 @@ fn new_rollback(
         pinned_to: None,
         pinned_generation: daemonset.generation,
         pinned_rollback: None,
+        ownership: None,
         newest_revision_at: None,
         epoch: 1,
     }

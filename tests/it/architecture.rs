@@ -147,7 +147,7 @@ fn a_grant_comes_from_the_review_and_two_named_exceptions() {
     let ways: [(&str, &[&str]); 4] = [
         ("Grant::reviewed", &["kubernetes/review.rs"]),
         ("Grant::unreviewed", &["auth/mod.rs"]),
-        ("Grant::recorded", &["rollbacks/mod.rs"]),
+        ("Grant::recorded", &["rollbacks/mod.rs", "rollbacks/ownership.rs"]),
         ("Grant {", &["kubernetes/grant.rs"]),
     ];
     let sources = sources(&root());

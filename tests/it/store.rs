@@ -171,6 +171,7 @@ fn rollback(number: u64) -> Rollback {
         pinned_to: Some("17".into()),
         pinned_generation: 3,
         pinned_rollback: None,
+        ownership: None,
         newest_revision_at: None,
         epoch: 1,
     }
@@ -556,7 +557,7 @@ async fn a_store_that_needs_a_newer_version_is_left_alone_with_one_line(place: P
     let line = causes(&error).to_string();
     assert_eq!(
         line,
-        "a newer rollbackd has brought its schema to 7, this one knows schema 4: start that version, or restore a backup from before it"
+        "a newer rollbackd has brought its schema to 7, this one knows schema 6: start that version, or restore a backup from before it"
     );
     // A verifier reads it all the same.
     place.assert_whole(1).await;

@@ -90,7 +90,8 @@ async fn what_was_done_is_recorded_when_the_store_is_back() {
     });
     let answer = api.post(&path, &json!({"toRevision": 1, "reason": "before the disk was full"})).await;
     let made = answer.expect(202);
-    assert_eq!(made["state"], "progressing");
+    // What is on record.
+    assert_eq!(made["state"], "requested");
     let image = &space.observed("agent").await["spec"]["template"]["spec"]["containers"][0]["image"];
     assert_eq!(image, "img:1");
     // Until it is on record it is undecided for everybody else, who need not wait for a turn that is of no use.

@@ -1,5 +1,7 @@
 //! The plan: DaemonSet and history and request in, what to do or why not out.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::{
@@ -7,6 +9,7 @@ use super::{
     warning::{distrust, warnings},
 };
 use crate::domain::{
+    bookkeeping::{FieldOwnership, last_applied},
     daemonset::DaemonSet,
     revision::{History, NoSuchRevision, Revision, RevisionNumber, RevisionRef},
     template::{NotRestorable, Template},
@@ -92,8 +95,25 @@ pub struct Plan {
     pub warnings: Vec<Warning>,
     /// What must still hold when it is sent.
     pub precondition: Precondition,
+    /// The last-applied annotation of the target's time, where the bookkeeping is restored.
+    pub target_last_applied: Option<Arc<str>>,
+    pub field_ownership: FieldOwnership,
     /// When the newest revision was created; `None` while the live template is not among them.
     pub newest_revision_at: Option<Timestamp>,
+}
+
+impl Plan {
+    /// The last-applied annotation to write to a DaemonSet that the plan still holds for; `None` if it stays as it is.
+    #[must_use]
+    pub fn last_applied(&self, daemonset: &DaemonSet) -> Option<String> {
+        match self.field_ownership {
+            FieldOwnership::Keep => None,
+            // Bookkeeping never makes a rollback fail; the plan has warned.
+            FieldOwnership::Return => {
+                last_applied::restored(daemonset, self.target_last_applied.as_deref(), &self.template).ok()?
+            }
+        }
+    }
 }
 
 /// Why a rollback is not made. The answer is no; nothing is broken.
@@ -168,6 +188,7 @@ pub fn plan(
     history: &History,
     request: &RollbackRequest,
     power: Power,
+    field_ownership: FieldOwnership,
     standing: impl FnOnce(&Revision) -> Standing,
 ) -> Result<Decision, Refusal> {
     if daemonset.being_deleted {
@@ -213,6 +234,8 @@ pub fn plan(
         template,
         warnings,
         precondition: request.precondition.clone(),
+        target_last_applied: target.last_applied.clone(),
+        field_ownership,
         newest_revision_at: current
             .and_then(|_| history.revisions().iter().filter_map(|revision| revision.created_at).max()),
     })))
@@ -261,7 +284,14 @@ mod tests {
     }
 
     fn decide(live: &DaemonSet, revisions: Vec<Revision>, to: Target) -> Result<Decision, Refusal> {
-        plan(live, &History::of(live, revisions), &request(to), Power::RollBack, |_| Standing::Trusted)
+        plan(
+            live,
+            &History::of(live, revisions),
+            &request(to),
+            Power::RollBack,
+            FieldOwnership::Return,
+            |_| Standing::Trusted,
+        )
     }
 
     fn restored(decision: Result<Decision, Refusal>) -> i64 {
@@ -346,11 +376,14 @@ mod tests {
         let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
         let mut expecting = request(number(99));
         expecting.expected_revision = Some(RevisionNumber(1));
-        let refusal = plan(&live, &history, &expecting, Power::RollBack, |_| Standing::Trusted).unwrap_err();
+        let refusal =
+            plan(&live, &history, &expecting, Power::RollBack, FieldOwnership::Return, |_| Standing::Trusted)
+                .unwrap_err();
         assert_eq!(refusal.to_string(), "expected revision 1 to be running, but revision 2 is");
         live.being_deleted = true;
         assert_eq!(
-            plan(&live, &history, &expecting, Power::RollBack, |_| Standing::Trusted).unwrap_err(),
+            plan(&live, &history, &expecting, Power::RollBack, FieldOwnership::Return, |_| Standing::Trusted)
+                .unwrap_err(),
             Refusal::BeingDeleted
         );
     }
@@ -361,7 +394,8 @@ mod tests {
         let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
         let decide = |precondition| {
             let request = RollbackRequest { precondition, ..request(Target::Previous) };
-            plan(&live, &history, &request, Power::RollBack, |_| Standing::Trusted).map(drop)
+            plan(&live, &history, &request, Power::RollBack, FieldOwnership::Return, |_| Standing::Trusted)
+                .map(drop)
         };
         let version = |uid: &str, generation| Version { uid: uid.into(), generation };
         let (same, older) = (version(&live.uid, live.generation), version(&live.uid, live.generation - 1));
@@ -383,7 +417,7 @@ mod tests {
         let mut careful = request(Target::Previous);
         careful.on_warning = OnWarning::Refuse;
         let Err(Refusal::Warned { warnings }) =
-            plan(&live, &history, &careful, Power::RollBack, |_| Standing::Trusted)
+            plan(&live, &history, &careful, Power::RollBack, FieldOwnership::Return, |_| Standing::Trusted)
         else {
             panic!("not refused")
         };
@@ -391,7 +425,9 @@ mod tests {
         assert_eq!(codes, [WarningCode::LastApplied, WarningCode::MinReadySeconds]);
         live.strategy = UpdateStrategy::OnDelete;
         let again = request(Target::Previous);
-        let decision = plan(&live, &history, &again, Power::RollBack, |_| Standing::Trusted).unwrap();
+        let decision =
+            plan(&live, &history, &again, Power::RollBack, FieldOwnership::Return, |_| Standing::Trusted)
+                .unwrap();
         let Decision::Restore(plan) = decision else { panic!("skipped") };
         let codes: Vec<_> = plan.warnings.iter().map(|warning| warning.code).collect();
         assert_eq!(codes, [WarningCode::LastApplied, WarningCode::OnDelete]);
@@ -401,7 +437,9 @@ mod tests {
     fn a_revision_that_was_never_running_is_for_those_who_may_patch_anyway() {
         let live = daemonset("b");
         let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
-        let decide = |power, standing| plan(&live, &history, &request(Target::Previous), power, |_| standing);
+        let decide = |power, standing| {
+            plan(&live, &history, &request(Target::Previous), power, FieldOwnership::Return, |_| standing)
+        };
         let codes = |power, standing| match decide(power, standing).unwrap() {
             Decision::Restore(plan) => plan.warnings.iter().map(|warning| warning.code).collect::<Vec<_>>(),
             Decision::Skip { .. } => panic!("skipped"),

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::Warning;
 use crate::domain::{
     actor::Actor,
+    bookkeeping::Ownership,
     key::Key,
     revision::{Revision, RevisionNumber},
     template::{ContainerImage, Fingerprint},
@@ -49,6 +50,10 @@ pub struct Rollback {
     /// one that was planned on. Revisions that are created later are made of other templates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_revision_at: Option<Timestamp>,
+    /// Who owned the template at the pinned version, where the fields are to be returned. Until the rollback is
+    /// decided: then the store keeps it apart, until it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ownership: Option<Ownership>,
     /// Tells who holds it from who has held it before; 1 at first.
     #[serde(default)]
     pub epoch: i64,

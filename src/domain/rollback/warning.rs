@@ -43,6 +43,12 @@ pub enum WarningCode {
     NotWatched,
     /// The API server, or a policy or webhook of its admission, lets the template through and warns of it.
     ApiServer,
+    /// The last-applied annotation is left as it is, so that the next client-side apply merges two templates.
+    LastAppliedNotRestored,
+    /// Fields of the template that came back stay with rollbackd: no single manager applies the template.
+    OwnershipKept,
+    /// The fields of the template are not returned to the managers that apply it.
+    OwnershipNotReturned,
 }
 
 impl Warning {
@@ -53,6 +59,40 @@ impl Warning {
             code: WarningCode::ApiServer,
             message: cut(words, WORDS).into_owned(),
             fix: "look at what the restored template asks for that the cluster is warned of".to_owned(),
+        }
+    }
+}
+
+/// Most paths that a warning lists.
+const PATHS: usize = 10;
+
+impl Warning {
+    /// Lists what stays with rollbackd of what came back; `None` if nothing does.
+    #[must_use]
+    pub fn of_kept_fields(paths: &[String]) -> Option<Self> {
+        let more = match paths.len().saturating_sub(PATHS) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let listed = paths[..paths.len().min(PATHS)].join(", ");
+        (!paths.is_empty()).then(|| Self {
+            code: WarningCode::OwnershipKept,
+            message: cut(
+                &format!("field manager rollbackd keeps what came back: {listed}{more}; no apply removes it"),
+                WORDS,
+            )
+            .into_owned(),
+            fix: "remove these fields by hand when they are no longer wanted".to_owned(),
+        })
+    }
+
+    /// Says why the fields of the template are not returned.
+    #[must_use]
+    pub fn of_unreturned_ownership(why: &str) -> Self {
+        Self {
+            code: WarningCode::OwnershipNotReturned,
+            message: format!("the fields of the template still belong to field manager rollbackd: {why}"),
+            fix: "before the next server-side apply compare the template with the manifest; an apply does not remove what rollbackd owns".to_owned(),
         }
     }
 }

@@ -303,9 +303,11 @@ pub async fn get_rollback(
     let id = Uuid::try_parse(params.get("id")).map_err(|_| Problem::parameter("id", "expected a UUID"))?;
     // The open one is watched before the store is read: it can't end unseen in between.
     let states = app.rollbacks.watch(id).await?;
-    let recorded = match &states {
-        Some(states) => states.borrow().as_ref().clone(),
-        None => app.store.rollback(id).await?.ok_or_else(|| no_rollback(id))?,
+    let recorded = match (app.store.rollback(id).await, &states) {
+        (Ok(recorded), _) => recorded.ok_or_else(|| no_rollback(id))?,
+        // What is open here is known without the store.
+        (Err(_), Some(states)) => states.borrow().as_ref().clone(),
+        (Err(error), None) => return Err(error.into()),
     };
     if !sees(&app, &caller, &recorded).await? {
         return Err(no_rollback(id));

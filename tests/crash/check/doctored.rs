@@ -287,6 +287,51 @@ fn a_patch_that_was_not_pinned_is_found() {
     });
 }
 
+/// The two lines of a write of field ownership.
+fn ownership(pinned_to: u64, made: u64, second: u32) -> [Value; 2] {
+    let mut lines = patch("made", "rollback", pinned_to, 200, made, second);
+    lines.iter_mut().for_each(|line| line["auditID"] = "ownership".into());
+    lines[1]["requestObject"] = json!({
+        "metadata": {"uid": "u1", "resourceVersion": pinned_to.to_string(), "managedFields": []},
+    });
+    lines
+}
+
+#[test]
+fn a_write_of_field_ownership_is_one_of_a_rollback_on_record_as_applied() {
+    let returned = |history: &mut History, second| {
+        history.api_server.extend(ownership(12, 13, second));
+        history.seen.push(version(13, 2, 1, Some("made")));
+    };
+    let mut history = honest();
+    returned(&mut history, 7);
+    assert_eq!(check(&history), Vec::<String>::new());
+    found("before the rollback was on record as applied", |history| returned(history, 5));
+    found("changed more than that", |history| {
+        returned(history, 7);
+        history.seen[3]["generation"] = 3.into();
+    });
+    found("holds more than that", |history| {
+        returned(history, 7);
+        history.api_server[7]["requestObject"]["spec"] = json!({});
+    });
+}
+
+#[test]
+fn field_ownership_that_is_not_returned_is_found_unless_it_is_said() {
+    let kept = |history: &mut History| {
+        let entry =
+            |manager, operation| json!({"manager": manager, "operation": operation, "template": true});
+        history.seen[1]["managers"] = json!([entry("kubectl", "Apply")]);
+        history.seen[2]["managers"] = json!([entry("kubectl", "Apply"), entry("rollbackd", "Update")]);
+    };
+    found("the field ownership of the template was not returned", kept);
+    let mut history = honest();
+    kept(&mut history);
+    history.rollbacks[0]["warnings"] = json!([{"code": "ownership-not-returned"}]);
+    assert_eq!(check(&history), Vec::<String>::new());
+}
+
 #[test]
 fn a_write_that_is_no_rollback_is_found() {
     found("something that is no rollback", |history| {

@@ -120,6 +120,7 @@ fn check(history: &History) -> Vec<String> {
     facts.writers();
     facts.patches();
     facts.outcomes();
+    facts.ownership();
     facts.turns();
     facts.told();
     facts.keys();

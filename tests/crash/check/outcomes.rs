@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     Facts,
-    api_server::{patches, sent},
+    api_server::{Sent, patches, sent},
     history::{text, time},
 };
 
@@ -19,6 +19,10 @@ impl Facts<'_> {
                 }
                 continue;
             };
+            if sent.body["metadata"]["managedFields"].is_array() {
+                self.ownership_write(&sent, status);
+                continue;
+            }
             let settled = sent.annotation("rollbackd.dev/settled");
             let Some(id) = sent.annotation("rollbackd.dev/rollback").or(settled) else {
                 self.find(format!(
@@ -69,6 +73,66 @@ impl Facts<'_> {
                 }
             }
         }
+    }
+
+    /// A write of field ownership: of a rollback that is on record as applied, and of nothing else.
+    fn ownership_write(&mut self, sent: &Sent, status: u64) {
+        let metadata = &sent.body["metadata"];
+        let versions = self.versions.get(text(&metadata["uid"])).map_or(&[][..], Vec::as_slice);
+        let pinned =
+            versions.iter().position(|version| version["resourceVersion"] == metadata["resourceVersion"]);
+        let Some(pinned) = pinned else {
+            self.find(format!("field ownership was written to an unknown version: {}", sent.uri));
+            return;
+        };
+        let before = versions[pinned];
+        let id = text(&before["rollback"]).to_owned();
+        let applied =
+            self.entries.get(&id).into_iter().flatten().any(|(_, entry)| {
+                entry["action"] == "rollback.applied" && time(&entry["time"]) <= sent.received
+            });
+        let extra = sent.body.as_object().map_or(0, serde_json::Map::len) != 1
+            || metadata.as_object().map_or(0, serde_json::Map::len) != 3;
+        let made = versions.get(pinned + 1).copied().cloned().unwrap_or_default();
+        let kept = ["generation", "rollback", "template"].iter().all(|key| made[key] == before[key]);
+        if !applied {
+            self.find(format!(
+                "{id}: field ownership was written before the rollback was on record as applied"
+            ));
+        }
+        if sent.verb != "patch" || extra {
+            self.find(format!("{id}: a write of field ownership holds more than that"));
+        }
+        if status == 200 && !kept {
+            self.find(format!("{id}: a write of field ownership changed more than that"));
+        }
+    }
+
+    /// Where one manager applies the template, rollbackd owns nothing of it in the end, or says so.
+    pub fn ownership(&mut self) {
+        let mut findings = Vec::new();
+        for (id, effects) in &self.effects {
+            let (Some(effect), Some(rollback)) = (effects.first(), self.rollbacks.get(id)) else { continue };
+            let owners = |version: &Value| {
+                let entries = version["managers"].as_array().cloned().unwrap_or_default();
+                entries.into_iter().filter(|entry| entry["template"] == true).collect::<Vec<_>>()
+            };
+            let [before] = &owners(effect.before)[..] else { continue };
+            let Some(last) = effect.since.last() else { continue };
+            let unchanged = last["generation"] == effect.made["generation"]
+                && last["rollback"] == effect.made["rollback"]
+                && last["change"] != "DELETED";
+            let ours = owners(last).iter().any(|entry| entry["manager"] == "rollbackd");
+            let warned = rollback["warnings"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|warning| warning["code"] == "ownership-not-returned");
+            if before["operation"] == "Apply" && effect.changed_the_spec() && unchanged && ours && !warned {
+                findings.push(format!("{id}: the field ownership of the template was not returned"));
+            }
+        }
+        self.findings.append(&mut findings);
     }
 
     /// Whether the API server was killed while it had what came then.

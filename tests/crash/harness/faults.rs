@@ -27,7 +27,7 @@ pub enum Fault {
 }
 
 /// Each kind once, dealt again and again.
-pub const ALL: [Fault; 19] = [
+pub const ALL: [Fault; 20] = [
     Fault::Asleep(None, None),
     Fault::Asleep(Some("planned"), None),
     Fault::Asleep(Some("recorded"), None),
@@ -40,6 +40,7 @@ pub const ALL: [Fault; 19] = [
     Fault::Asleep(Some("follow-before-record"), None),
     Fault::Asleep(Some("settling"), Some("recorded")),
     Fault::Asleep(Some("settled"), Some("patch-sent")),
+    Fault::Asleep(Some("ownership-read"), None),
     Fault::Postgres(Outage::Stopped),
     Fault::Postgres(Outage::Killed),
     Fault::Postgres(Outage::Killed),

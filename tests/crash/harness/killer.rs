@@ -14,7 +14,7 @@ use super::{Harness, cluster::Cluster, faults::Fault, postgres::Postgres, replic
 
 /// Points in rollbackd (`src/failpoint.rs`), each with the one at which the life before it has to end, so that
 /// there is something to settle.
-pub const POINTS: [(&str, Option<&str>); 18] = [
+pub const POINTS: [(&str, Option<&str>); 21] = [
     ("planned", None),
     ("recorded", None),
     ("pinned-again", None),
@@ -33,6 +33,9 @@ pub const POINTS: [(&str, Option<&str>); 18] = [
     ("settling", Some("recorded")),
     ("settled", Some("patch-answered")),
     (UNSETTLED, None),
+    ("ownership-read", None),
+    ("ownership-sent", None),
+    ("ownership-answered", None),
 ];
 /// A point that is come to only when the API server stays away for long.
 const UNSETTLED: &str = "unsettled-recorded";
@@ -306,7 +309,7 @@ impl Killer<'_> {
         let rare = name.starts_with("settl") || name.starts_with("pinned") || name == "failing";
         let pass = if rare { 1 } else { self.rng.u8(1..=3) };
         let action = if self.rng.bool() { "die" } else { "freeze" };
-        let millis = if name == "patch-sent" { self.rng.u64(..8) } else { 0 };
+        let millis = if name.ends_with("-sent") { self.rng.u64(..8) } else { 0 };
         format!("{name},{pass},{action},{millis}")
     }
 

@@ -50,6 +50,8 @@ use self::{
 const NAMESPACE: &str = "crash";
 /// The last one has updateStrategy OnDelete.
 const NAMES: [&str; 6] = ["agent-0", "agent-1", "agent-2", "agent-3", "agent-4", "on-delete"];
+/// Those whose manifest is applied, server-side.
+const APPLIED: [&str; 3] = ["agent-3", "agent-4", "on-delete"];
 /// Pods of the last one take seconds to be ready, so that rollouts outlive rollbackd.
 const IMAGES: [&str; 5] = ["img:1", "img:2", "img:3", "img:4", "img:slow"];
 const CALLERS: usize = 3;
@@ -193,6 +195,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     println!("crash: {total} kills in {} s, waiting for what is open", started.elapsed().as_secs());
 
     harness.settled().await?;
+    harness.returned().await?;
     let all = harness.rollbacks().await?;
     let file = Record::create(&history, "rollbacks.ndjson")?;
     all.iter().for_each(|rollback| file.line(rollback));

@@ -1,18 +1,41 @@
 //! Somebody else, who changes DaemonSets behind rollbackd's back.
 
-use std::{process::Stdio, sync::Arc, time::Duration};
+use std::{
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fastrand::Rng;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Harness, IMAGES, NAMES, NAMESPACE};
+use super::{APPLIED, Harness, IMAGES, NAMES, NAMESPACE};
+
+fn manifest(name: &str, image: &str) -> Value {
+    let strategy = match name {
+        "on-delete" => json!({"type": "OnDelete"}),
+        _ => json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "100%"}}),
+    };
+    json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": {"name": name},
+        "spec": {
+            "selector": {"matchLabels": {"app": name}},
+            "updateStrategy": strategy,
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [{"name": "main", "image": image}]},
+            },
+        },
+    })
+}
 
 impl Harness {
     fn daemonsets(&self) -> Api<DaemonSet> {
@@ -39,22 +62,12 @@ impl Harness {
     }
 
     async fn create(&self, name: &str, image: &str) -> anyhow::Result<()> {
-        let strategy = match name {
-            "on-delete" => json!({"type": "OnDelete"}),
-            _ => json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "100%"}}),
-        };
-        let daemonset = json!({
-            "metadata": {"name": name},
-            "spec": {
-                "selector": {"matchLabels": {"app": name}},
-                "updateStrategy": strategy,
-                "template": {
-                    "metadata": {"labels": {"app": name}},
-                    "spec": {"containers": [{"name": "main", "image": image}]},
-                },
-            },
-        });
-        self.daemonsets().create(&PostParams::default(), &serde_json::from_value(daemonset)?).await?;
+        let daemonset = manifest(name, image);
+        if APPLIED.contains(&name) {
+            self.apply(name, image).await?;
+        } else {
+            self.daemonsets().create(&PostParams::default(), &serde_json::from_value(daemonset)?).await?;
+        }
         // A revision as another Kubernetes wrote it, without the defaults: where its image runs, a rollback to
         // it is sent and changes nothing. The controller adopts it.
         let old = json!({
@@ -72,7 +85,40 @@ impl Harness {
         Ok(())
     }
 
+    /// Applies a manifest by force, as Flux does.
+    async fn apply(&self, name: &str, image: &str) -> anyhow::Result<()> {
+        let params = PatchParams::apply("kustomize-controller").force();
+        self.daemonsets().patch(name, &params, &Patch::Apply(manifest(name, image))).await?;
+        Ok(())
+    }
+
+    /// Waits until rollbackd has returned what it owns of templates that are applied. If it does not, the checker
+    /// says so.
+    pub async fn returned(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while Instant::now() < deadline {
+            let all = self.daemonsets().list(&ListParams::default()).await?;
+            let owns = |daemonset: &DaemonSet| {
+                let entries = daemonset.metadata.managed_fields.iter().flatten();
+                let ours = entries.filter(|entry| entry.manager.as_deref() == Some("rollbackd"));
+                ours.filter_map(|entry| entry.fields_v1.as_ref())
+                    .any(|fields| fields.0["f:spec"]["f:template"].is_object())
+            };
+            let applied = |daemonset: &&DaemonSet| {
+                daemonset.metadata.name.as_deref().is_some_and(|name| APPLIED.contains(&name))
+            };
+            if !all.iter().filter(applied).any(owns) {
+                break;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+        Ok(())
+    }
+
     async fn set_image(&self, name: &str, image: &str) -> anyhow::Result<()> {
+        if APPLIED.contains(&name) {
+            return self.apply(name, image).await;
+        }
         let patch =
             json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "image": image}]}}}});
         self.patch(name, "kubectl-set", &patch).await

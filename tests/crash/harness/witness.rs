@@ -20,7 +20,13 @@ impl Harness {
             .into_iter()
             .flatten()
             .filter(|entry| entry["subresource"].is_null())
-            .map(|entry| json!({"manager": entry["manager"], "time": entry["time"]}))
+            .map(|entry| {
+                let owns_template = !entry["fieldsV1"]["f:spec"]["f:template"].is_null();
+                json!({
+                    "manager": entry["manager"], "operation": entry["operation"], "time": entry["time"],
+                    "template": owns_template,
+                })
+            })
             .collect();
         self.seen.line(json!({
             "change": change, "name": metadata["name"], "uid": metadata["uid"],

@@ -1,0 +1,117 @@
+//! The field ownership that applied rollbacks have yet to return. A row comes with the record that says that the patch
+//! was applied, and goes when the ownership is returned.
+
+use std::time::Duration;
+
+use sqlx::{Any, AssertSqlSafe, Transaction};
+use uuid::Uuid;
+
+use super::{Store, StoreError, database::Engine, reads::in_time, store::within_deadline};
+use crate::domain::{bookkeeping::Ownership, rollback::Warning};
+
+/// For how long one that is taken is left to its taker.
+const LEASE: Duration = Duration::from_secs(30);
+/// Most that are taken at once.
+const BATCH: i64 = 10;
+
+/// Ownership to return.
+#[derive(Clone, Debug)]
+pub struct PendingReturn {
+    pub rollback: Uuid,
+    /// Who owned the template before the rollback.
+    pub ownership: Ownership,
+    /// How often it was taken, this time included.
+    pub attempts: u32,
+}
+
+impl Store {
+    /// Takes what is due. A process that dies with it leaves it to another one, [`LEASE`] later.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn take_returns(&self) -> Result<Vec<PendingReturn>, StoreError> {
+        let now = self.database.engine.now();
+        // A write is not tried for nothing.
+        let due = format!("SELECT count(*) FROM ownership_returns WHERE retry_at <= {now}");
+        let due = sqlx::query_scalar::<_, i64>(AssertSqlSafe(due));
+        if in_time(due.fetch_one(&self.database.read)).await? == 0 {
+            return Ok(Vec::new());
+        }
+        let lock = match self.database.engine {
+            Engine::Postgres => " FOR UPDATE SKIP LOCKED",
+            Engine::Sqlite => "",
+        };
+        let lease = LEASE.as_millis();
+        let sql = format!(
+            "UPDATE ownership_returns SET retry_at = {now} + {lease}, attempts = attempts + 1 WHERE rollback IN (SELECT rollback FROM ownership_returns WHERE retry_at <= {now} ORDER BY retry_at LIMIT {BATCH}{lock}) RETURNING rollback, ownership, attempts"
+        );
+        let taken = within_deadline(async {
+            let taken = sqlx::query_as(AssertSqlSafe(sql));
+            Ok::<Vec<(String, String, i64)>, _>(taken.fetch_all(&self.database.write).await?)
+        });
+        let read = |(rollback, ownership, attempts): (String, String, i64)| {
+            let rollback = Uuid::try_parse(&rollback).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            let ownership = serde_json::from_str(&ownership)?;
+            Ok(PendingReturn { rollback, ownership, attempts: attempts.try_into().unwrap_or(u32::MAX) })
+        };
+        taken.await?.into_iter().map(read).collect()
+    }
+
+    /// The ownership is returned, or nothing is left to return it to.
+    ///
+    /// # Errors
+    /// It is taken again.
+    pub async fn returned(&self, rollback: Uuid) -> Result<(), StoreError> {
+        let delete = sqlx::query("DELETE FROM ownership_returns WHERE rollback = $1");
+        self.change_return(delete.bind(rollback.to_string())).await
+    }
+
+    /// The ownership is not returned: never, or not before `retry_in`.
+    ///
+    /// # Errors
+    /// It is taken again.
+    pub async fn not_returned(
+        &self,
+        rollback: Uuid,
+        warning: &Warning,
+        retry_in: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let warning = serde_json::to_string(warning)?;
+        let next = match retry_in {
+            Some(wait) => format!("retry_at = {} + {}", self.database.engine.now(), wait.as_millis()),
+            None => "retry_at = NULL, ownership = NULL".to_owned(),
+        };
+        let sql = format!("UPDATE ownership_returns SET warning = $1, {next} WHERE rollback = $2");
+        self.change_return(sqlx::query(AssertSqlSafe(sql)).bind(warning).bind(rollback.to_string())).await
+    }
+
+    async fn change_return(
+        &self,
+        query: sqlx::query::Query<'_, Any, sqlx::any::AnyArguments>,
+    ) -> Result<(), StoreError> {
+        self.measured(async {
+            query.execute(&self.database.write).await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Notes what is to be returned.
+pub(super) async fn insert(
+    transaction: &mut Transaction<'_, Any>,
+    engine: Engine,
+    rollback: Uuid,
+    ownership: &Ownership,
+) -> Result<(), StoreError> {
+    let sql = format!(
+        "INSERT INTO ownership_returns (rollback, ownership, retry_at) VALUES ($1, $2, {}) ON CONFLICT DO NOTHING",
+        engine.now()
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(rollback.to_string())
+        .bind(serde_json::to_string(ownership)?)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! The second write of a rollback: the fields of the template go back to the managers that had them.
+//!
+//! It is sent only after the first one is on record as applied, pinned to the resource version, and only while uid,
+//! generation, template and id are those of the rollback. It never delays an answer and never makes a rollback fail:
+//! what can't be returned is a warning, and tried again, also by the next process or another replica.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{Inner, Rollbacks, waits};
+use crate::{
+    audit::{PendingReturn, StoreError},
+    domain::{
+        bookkeeping::Ownership,
+        rollback::{Rollback, Warning},
+    },
+    failpoint::{fail_during, fail_point},
+    kubernetes::{ClusterError, FreshDaemonSet, Grant},
+    telemetry::causes,
+};
+
+/// How often is looked for what others have left.
+const PERIOD: Duration = Duration::from_secs(5);
+/// Attempts that meet a write by others before it is put off.
+const ATTEMPTS: usize = 12;
+/// Wait after the first failure, and the longest one.
+const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// What came of an attempt.
+enum Return {
+    Done,
+    /// The DaemonSet is gone: nothing is left to return.
+    Gone,
+    /// It never will be.
+    Skipped(&'static str),
+    Failed(String),
+}
+
+impl Rollbacks {
+    /// Returns the ownership that is due, as it comes and for as long as rollbackd runs.
+    pub async fn return_ownership(self) {
+        let inner = &self.inner;
+        loop {
+            match inner.parts.store.take_returns().await {
+                Ok(taken) => {
+                    for pending in taken {
+                        inner.return_one(pending).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(error = %causes(&error), "ownership to return can't be read; trying again");
+                }
+            }
+            let _ = tokio::time::timeout(PERIOD, inner.returns.notified()).await;
+        }
+    }
+}
+
+impl Inner {
+    async fn return_one(&self, pending: PendingReturn) {
+        let id = pending.rollback;
+        let done = match self.parts.store.rollback(id).await {
+            Ok(Some(rollback)) => self.attempt_return(&rollback, &pending.ownership).await,
+            Ok(None) => Return::Gone,
+            Err(error) => Return::Failed(error.to_string()),
+        };
+        if let Err(error) = self.note_return(id, pending.attempts, done).await {
+            tracing::warn!(rollback = %id, error = %causes(&error), "what came of returning ownership is not on record; trying again");
+        }
+    }
+
+    async fn note_return(&self, id: Uuid, attempts: u32, done: Return) -> Result<(), StoreError> {
+        let (store, metrics) = (&self.parts.store, &self.parts.metrics);
+        match done {
+            Return::Done => {
+                metrics.ownership_return("returned");
+                store.returned(id).await
+            }
+            Return::Gone => store.returned(id).await,
+            Return::Skipped(why) => {
+                metrics.ownership_return("skipped");
+                tracing::warn!(rollback = %id, why, "the field ownership of the template is not returned");
+                store.not_returned(id, &Warning::of_unreturned_ownership(why), None).await
+            }
+            Return::Failed(why) => {
+                metrics.ownership_return("failed");
+                tracing::warn!(rollback = %id, why, "the field ownership of the template is not returned yet; trying again");
+                let (first, longest) = RETRY;
+                let wait = first.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(longest);
+                store.not_returned(id, &Warning::of_unreturned_ownership(&why), Some(wait)).await
+            }
+        }
+    }
+
+    async fn attempt_return(&self, rollback: &Rollback, ownership: &Ownership) -> Return {
+        let grant = Grant::recorded(rollback);
+        let mut waits = waits(Duration::from_millis(500)).take(ATTEMPTS);
+        loop {
+            let fresh = match self.parts.live.fresh(&rollback.key).await {
+                Ok(fresh) => fresh,
+                Err(ClusterError::NotFound) => return Return::Gone,
+                Err(error) => return Return::Failed(error.to_string()),
+            };
+            if fresh.daemonset.uid != rollback.uid {
+                return Return::Gone;
+            }
+            if !is_unchanged(rollback, &fresh) {
+                return Return::Skipped("the DaemonSet was changed before they were returned");
+            }
+            let Some(entries) = ownership.returned(&fresh.managed_fields) else { return Return::Done };
+            fail_point!("ownership-read");
+            let write = self.parts.live.write_managed_fields(&grant, &fresh.daemonset, &entries);
+            let written = fail_during!("ownership-sent", write);
+            fail_point!("ownership-answered");
+            match written {
+                Ok(now) if ownership.returned(&now).is_none() => return Return::Done,
+                Ok(_) => return Return::Failed("the API server ignored the write".to_owned()),
+                Err(ClusterError::Conflict) => match waits.next() {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => return Return::Failed("gave up after repeated write conflicts".to_owned()),
+                },
+                Err(ClusterError::NotFound | ClusterError::Replaced) => return Return::Gone,
+                Err(error) => return Return::Failed(error.to_string()),
+            }
+        }
+    }
+}
+
+fn is_unchanged(rollback: &Rollback, fresh: &FreshDaemonSet) -> bool {
+    let daemonset = &fresh.daemonset;
+    Some(daemonset.generation) == rollback.generation
+        && daemonset.template.fingerprint() == rollback.template
+        && daemonset.rollback_id() == Some(&rollback.id.to_string())
+}
