@@ -357,6 +357,33 @@ async fn the_admission_policy_lets_rollbackd_restore_templates_and_nothing_else(
             assert!(printed.code == 1 && printed.stderr.contains(why), "{why}: {body}: {printed:?}");
         }
     }
+    // Last-applied changes where there is one, and only with the template and a new id.
+    const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+    let applied = |text: Option<&str>, id: &str| json!({LAST_APPLIED: text, "rollbackd.dev/rollback": id});
+    let refused = async |body: Value| {
+        let printed = patch(&itself, "strategic", &body).await;
+        let why = "last-applied only with the template";
+        assert!(printed.code == 1 && printed.stderr.contains(why), "{body}: {printed:?}");
+    };
+    refused(restore("img:1", applied(Some("{}"), &id(5)))).await;
+    space.kubectl.ok(&["annotate", "daemonset", "agent", &format!("{LAST_APPLIED}={{\"a\":1}}")]).await;
+    refused(json!({"metadata": {"annotations": applied(Some("{}"), &id(5))}})).await;
+    refused(json!({"metadata": {"annotations": {LAST_APPLIED: "{}"}}})).await;
+    refused(restore("img:1", applied(None, &id(5)))).await;
+    let printed = patch(&itself, "strategic", &restore("img:1", applied(Some("{}"), &id(5)))).await;
+    assert_eq!(printed.code, 0, "{printed:?}");
+    let printed =
+        patch(&itself, "strategic", &restore("img:2", json!({"rollbackd.dev/rollback": id(6)}))).await;
+    assert_eq!(printed.code, 0, "{printed:?}");
+    // The fields that it owns it may return.
+    let shown = ["get", "daemonset", "agent", "-o", "json", "--show-managed-fields"];
+    let now: Value = serde_json::from_str(&space.kubectl.ok(&shown).await).unwrap();
+    let mut entries = now["metadata"]["managedFields"].clone();
+    let ours = entries.as_array_mut().unwrap().iter_mut().find(|entry| entry["manager"] == "kubectl-patch");
+    ours.expect("an entry of ours")["manager"] = json!("another");
+    let printed = patch(&itself, "merge", &meta(json!({"managedFields": entries}))).await;
+    assert_eq!(printed.code, 0, "{printed:?}");
+
     let status =
         patch(&["--subresource=status", "--as", &user], "merge", &json!({"status": {"numberReady": 9}}))
             .await;
