@@ -37,6 +37,7 @@ mod open_streams;
 mod openapi;
 mod operations;
 mod own_account;
+mod ownership_return;
 mod pages;
 mod planted;
 mod postgres_trouble;
