@@ -14,6 +14,7 @@ pub mod event;
 pub(crate) mod fixtures;
 pub mod key;
 pub mod kubectl;
+pub mod progress;
 pub mod revision;
 pub mod rollback;
 pub mod rollout;

@@ -18,7 +18,8 @@ use tokio::sync::broadcast;
 use crate::domain::{
     daemonset::DaemonSet,
     key::Key,
-    rollout::{Pace, Phase, Rollout},
+    progress::ProgressTracker,
+    rollout::{Phase, Rollout},
     template::Fingerprint,
 };
 
@@ -39,6 +40,8 @@ pub struct Frame {
     pub observed_at: Timestamp,
     /// Since when the rollout has stood still, if that is longer than it should.
     pub stalled_since: Option<Timestamp>,
+    /// How often the rollout has made progress since this process tracks it.
+    pub steps: u64,
     encoded: OnceLock<Bytes>,
 }
 
@@ -70,7 +73,7 @@ struct Topic {
 #[derive(Debug)]
 struct Tracked {
     latest: Arc<Frame>,
-    pace: Pace,
+    progress: ProgressTracker,
     generations: VecDeque<(i64, Fingerprint)>,
 }
 
@@ -83,13 +86,20 @@ pub struct Listener {
 }
 
 impl Frame {
-    fn new(seq: u64, daemonset: Arc<DaemonSet>, pace: &Pace, now: Timestamp, limit: Duration) -> Self {
+    fn new(
+        seq: u64,
+        daemonset: Arc<DaemonSet>,
+        progress: &ProgressTracker,
+        now: Timestamp,
+        limit: Duration,
+    ) -> Self {
         let rollout = Rollout::of(&daemonset);
-        let stalled = pace.is_stalled(rollout.phase, limit, now);
+        let stalled = progress.is_stalled(rollout.phase, limit, now);
         Self {
             seq,
             event: if rollout.phase == Phase::Complete { FrameEvent::Complete } else { FrameEvent::Progress },
-            stalled_since: stalled.then(|| pace.moved_at()),
+            stalled_since: stalled.then(|| progress.moved_at()),
+            steps: progress.steps(),
             daemonset,
             rollout,
             observed_at: now,
@@ -100,8 +110,8 @@ impl Frame {
     /// A state read fresh, before the watch has shown the DaemonSet.
     #[must_use]
     pub fn fresh(daemonset: Arc<DaemonSet>, now: Timestamp) -> Self {
-        let pace = Pace::new(&daemonset, now);
-        Self::new(0, daemonset, &pace, now, Duration::MAX)
+        let progress = ProgressTracker::new(&daemonset, now);
+        Self::new(0, daemonset, &progress, now, Duration::MAX)
     }
 
     /// The frame's bytes on the wire, made by `encode` for the first listener and shared by all.
@@ -150,6 +160,7 @@ impl Topic {
             rollout: last.rollout.clone(),
             observed_at: now,
             stalled_since: None,
+            steps: last.steps,
             encoded: OnceLock::new(),
         });
         self.publish(&frame);
@@ -175,15 +186,15 @@ impl Rollouts {
         if tracked.is_some_and(|tracked| tracked.latest.daemonset.uid != daemonset.uid) {
             topic.end(now);
         }
-        let (pace, mut generations, previous) = match topic.tracked.take() {
-            Some(Tracked { latest, mut pace, generations }) => {
-                pace.observe(&daemonset, now);
-                (pace, generations, Some(latest))
+        let (progress, mut generations, previous) = match topic.tracked.take() {
+            Some(Tracked { latest, mut progress, generations }) => {
+                progress.observe(&daemonset, now);
+                (progress, generations, Some(latest))
             }
-            None => (Pace::new(&daemonset, now), VecDeque::new(), None),
+            None => (ProgressTracker::new(&daemonset, now), VecDeque::new(), None),
         };
         remember(&mut generations, &daemonset);
-        let mut frame = Frame::new(topic.seq + 1, daemonset.clone(), &pace, now, self.stall_after);
+        let mut frame = Frame::new(topic.seq + 1, daemonset.clone(), &progress, now, self.stall_after);
         let known = previous.as_ref().is_some_and(|previous| previous.stalled_since.is_some());
         if frame.stalled_since.is_some() && !known {
             frame.event = FrameEvent::Stalled;
@@ -200,7 +211,7 @@ impl Rollouts {
                 frame
             }
         };
-        topic.tracked = Some(Tracked { latest, pace, generations });
+        topic.tracked = Some(Tracked { latest, progress, generations });
     }
 
     /// The watch shows that a DaemonSet is gone.
@@ -228,7 +239,7 @@ impl Rollouts {
             }
             let Some(tracked) = &topic.tracked else { continue };
             let latest = &tracked.latest;
-            let stalled = tracked.pace.is_stalled(latest.rollout.phase, self.stall_after, now);
+            let stalled = tracked.progress.is_stalled(latest.rollout.phase, self.stall_after, now);
             if !stalled || latest.stalled_since.is_some() {
                 continue;
             }
@@ -238,7 +249,8 @@ impl Rollouts {
                 daemonset: latest.daemonset.clone(),
                 rollout: latest.rollout.clone(),
                 observed_at: now,
-                stalled_since: Some(tracked.pace.moved_at()),
+                stalled_since: Some(tracked.progress.moved_at()),
+                steps: tracked.progress.steps(),
                 encoded: OnceLock::new(),
             });
             topic.next_seq();

@@ -8,7 +8,7 @@ use super::{Inner, Stopped, now};
 use crate::{
     audit::Action,
     domain::{
-        daemonset::{Counts, DaemonSet},
+        daemonset::DaemonSet,
         revision::RevisionNumber,
         rollback::{Rollback, RollbackState},
         rollout::Phase,
@@ -40,18 +40,16 @@ impl Inner {
         let rollouts = self.parts.cache.rollouts();
         let Listener { snapshot, mut ring } = rollouts.listen(&rollback.key);
         let mut seen = snapshot;
-        // Where a stalled rollout stands. What an earlier process found stalled is so until it moves.
-        let mut standstill: Option<(i64, Counts)> = None;
+        // How far a stalled rollout has got. What an earlier process found stalled is so until it moves.
+        let mut standstill: Option<u64> = None;
         loop {
             let step = match seen.take().filter(|frame| frame.daemonset.uid == rollback.uid) {
                 Some(frame) => {
-                    let stands_at = (frame.daemonset.generation, frame.daemonset.status);
-                    let moves = *standstill.get_or_insert(stands_at) != stands_at;
-                    let step = self.judge(&mut rollback, &frame, moves).await;
                     if rollback.state != RollbackState::Stalled {
                         standstill = None;
                     }
-                    step
+                    let moves = frame.steps > *standstill.get_or_insert(frame.steps);
+                    self.judge(&mut rollback, &frame, moves).await
                 }
                 None => self.look_for(&mut rollback).await,
             };

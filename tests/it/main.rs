@@ -43,6 +43,7 @@ mod planted;
 mod postgres_trouble;
 mod preconditions;
 mod preferences;
+mod progress;
 mod races;
 mod readme;
 mod reads;

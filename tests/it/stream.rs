@@ -182,30 +182,14 @@ async fn on_delete_is_followed_while_somebody_deletes_the_pods() {
     assert_eq!((last.name.as_str(), &last.data["updatedNumberScheduled"]), ("complete", &json!(5)));
 }
 
-/// A node that only the DaemonSets of one namespace tolerate.
-fn node(space: &Space, number: usize) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": format!("{}-{number}", space.namespace),
-            "annotations": {"kwok.x-k8s.io/node": "fake"},
-            "labels": {"own": space.namespace},
-        },
-        "spec": {"taints": [{"key": "own", "value": space.namespace, "effect": "NoSchedule"}]},
-    })
-}
-
 #[tokio::test]
 async fn nodes_may_come_and_go_and_be_tainted_in_the_middle() {
     let (space, rollbackd) = start().await;
-    let name = |number: usize| format!("{}-{number}", space.namespace);
+    let name = |number: usize| space.node(number);
     for number in 0..3 {
-        space.kubectl.create(&node(&space, number)).await;
+        space.add_node(number).await;
     }
-    let mut agent = daemonset("agent", "img:1");
-    agent["spec"]["template"]["spec"]["nodeSelector"] = json!({"own": space.namespace});
-    agent["spec"]["template"]["spec"]["tolerations"] = json!([{"key": "own", "operator": "Exists"}]);
+    let mut agent = space.on_own_nodes(daemonset("agent", "img:1"));
     // A pod left behind by a node that is gone counts as unavailable, and would hold up the others.
     agent["spec"]["updateStrategy"] = json!({"rollingUpdate": {"maxUnavailable": "100%"}});
     space.kubectl.create(&agent).await;
@@ -219,7 +203,7 @@ async fn nodes_may_come_and_go_and_be_tainted_in_the_middle() {
     recorder.joined_by(&rollbackd.api, &path).await;
     let mut events = rollbackd.api.events(&path).await;
     let mut told = vec![events.next().await.unwrap()];
-    space.kubectl.create(&node(&space, 3)).await;
+    space.add_node(3).await;
     told.extend(events.through("a fourth node", |event| event.data["desiredNumberScheduled"] == 4).await);
     space.kubectl.ok(&["delete", "node", &name(0)]).await;
     // Its pod stays, misscheduled, until the next rollout deletes it for good.

@@ -93,6 +93,34 @@ impl Space {
         .await;
     }
 
+    /// The name of a node of the namespace's own.
+    pub fn node(&self, number: usize) -> String {
+        format!("{}-{number}", self.namespace)
+    }
+
+    /// Makes a node that only the DaemonSets of this namespace tolerate. The test deletes it at its end.
+    pub async fn add_node(&self, number: usize) {
+        let node = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": self.node(number),
+                "annotations": {"kwok.x-k8s.io/node": "fake"},
+                "labels": {"own": self.namespace},
+            },
+            "spec": {"taints": [{"key": "own", "value": self.namespace, "effect": "NoSchedule"}]},
+        });
+        self.kubectl.create(&node).await;
+    }
+
+    /// The same DaemonSet, on the namespace's own nodes and no other.
+    pub fn on_own_nodes(&self, mut daemonset: Value) -> Value {
+        let spec = &mut daemonset["spec"]["template"]["spec"];
+        spec["nodeSelector"] = json!({"own": self.namespace});
+        spec["tolerations"] = json!([{"key": "own", "operator": "Exists"}]);
+        daemonset
+    }
+
     /// The ControllerRevisions of the namespace, ascending by number.
     pub async fn revisions(&self) -> Vec<Value> {
         let mut revisions = self.kubectl.list("controllerrevisions").await;
