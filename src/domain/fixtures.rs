@@ -11,6 +11,7 @@ use super::{
     daemonset::{Counts, DaemonSet, UpdateStrategy},
     key::{Key, Name, Namespace},
     revision::{Revision, RevisionNumber},
+    revision_data::DataDigest,
     rollback::{Origin, RevisionInfo, Rollback, RollbackState},
     template::Template,
 };
@@ -61,6 +62,8 @@ pub(crate) fn revision(number: i64, image: &str) -> Revision {
         rollback: None,
         last_applied: None,
         template: Ok(template(image)),
+        // Each has bytes of its own, as if another Kubernetes had written each.
+        data: Some(DataDigest::of(&format!("{number} {image}"))),
     }
 }
 
@@ -104,5 +107,6 @@ pub(crate) fn rollback() -> Rollback {
         ownership: None,
         newest_revision_at: None,
         epoch: 1,
+        duplicates: Vec::new(),
     }
 }

@@ -16,6 +16,7 @@ pub mod key;
 pub mod kubectl;
 pub mod progress;
 pub mod revision;
+pub mod revision_data;
 pub mod rollback;
 pub mod rollout;
 pub mod template;

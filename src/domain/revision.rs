@@ -1,6 +1,6 @@
 //! The revisions of a DaemonSet: its ControllerRevisions, numbered by the controller.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     daemonset::DaemonSet,
     key::Name,
+    revision_data::DataDigest,
     template::{NotRestorable, Template},
 };
 
@@ -49,6 +50,8 @@ pub struct Revision {
     pub last_applied: Option<Arc<str>>,
     /// The template that it holds, or why it can't be rolled back to.
     pub template: Result<Template, NotRestorable>,
+    /// What tells its bytes from another revision's; `None` without `data`.
+    pub data: Option<DataDigest>,
 }
 
 /// What a caller writes to name a revision: a number or a ControllerRevision's name.
@@ -154,6 +157,19 @@ impl History {
     pub fn agrees_with(&self, daemonset: &DaemonSet) -> bool {
         let acted = daemonset.status.observed_generation >= daemonset.generation && !daemonset.being_deleted;
         !acted || self.current.is_some_and(|index| index + 1 == self.revisions.len())
+    }
+
+    /// Revisions that are one to the controller, because their bytes are the same: each group has at least
+    /// two, in the order of the history.
+    #[must_use]
+    pub fn duplicates(&self) -> Vec<Vec<&Revision>> {
+        let mut groups: BTreeMap<DataDigest, Vec<&Revision>> = BTreeMap::new();
+        for revision in &self.revisions {
+            if let Some(data) = revision.data {
+                groups.entry(data).or_default().push(revision);
+            }
+        }
+        groups.into_values().filter(|group| group.len() > 1).collect()
     }
 
     /// Finds one revision.

@@ -1,7 +1,7 @@
 //! What the watches show: DaemonSets and ControllerRevisions, kept by kube's reflectors.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Rollouts,
+    duplicates::{Duplicates, are_duplicates},
     liveness::Liveness,
     objects::{ObservedDaemonSet, ObservedRevision},
     provenance::{Provenance, RevisionWatch},
@@ -34,6 +35,7 @@ use crate::domain::{
     key::{Key, Namespace},
     revision::{History, Revision},
     rollback::Standing,
+    template::Fingerprint,
     text::escape,
 };
 
@@ -87,6 +89,7 @@ pub struct Cache {
     revisions: Vec<Store<ObservedRevision>>,
     rollouts: Arc<Rollouts>,
     provenance: Arc<Provenance>,
+    duplicates: Arc<Duplicates>,
     liveness: Arc<Liveness>,
     unsynced: Arc<watch::Sender<usize>>,
     scope: Scope,
@@ -123,6 +126,7 @@ impl Cache {
         let watches = scope.watches();
         let unsynced = Arc::new(watch::Sender::new(2 * watches.len()));
         let provenance = Arc::new(Provenance::default());
+        let duplicates = Arc::new(Duplicates::default());
         let (mut daemonsets, mut revisions) = (Vec::new(), Vec::new());
         for namespace in watches {
             let (store, writer) = reflector::store();
@@ -137,12 +141,15 @@ impl Cache {
             };
             tasks.spawn(watch.run(writer, follower));
             let (store, writer) = reflector::store();
-            revisions.push(store);
+            revisions.push(store.clone());
             let watch = Watch::new(client, namespace.as_ref(), unsynced.clone(), stop.clone());
-            tasks.spawn(watch.run(writer, RevisionWatch::new(provenance.clone(), namespace)));
+            let watched = RevisionWatch::new(provenance.clone(), namespace);
+            tasks.spawn(
+                watch.run(writer, RevisionFollower { watched, store, duplicates: duplicates.clone() }),
+            );
         }
         tasks.spawn(tick(rollouts.clone(), stop.clone()));
-        Self { daemonsets, revisions, rollouts, provenance, liveness, unsynced, scope }
+        Self { daemonsets, revisions, rollouts, provenance, duplicates, liveness, unsynced, scope }
     }
 
     /// Whether every watch has shown its first full list.
@@ -179,6 +186,13 @@ impl Cache {
     #[must_use]
     pub fn standing(&self, daemonset: &DaemonSet, revision: &Revision) -> Standing {
         self.provenance.standing(daemonset, revision)
+    }
+
+    /// The names of revisions of a DaemonSet, by its uid, that held this template beside each other and have come up
+    /// since this time. The controller may have deleted them meanwhile.
+    #[must_use]
+    pub fn duplicates(&self, owner: &str, template: Fingerprint, since: Timestamp) -> BTreeSet<String> {
+        self.duplicates.since(owner, template, since)
     }
 
     /// One DaemonSet.
@@ -269,14 +283,26 @@ trait Observer<K>: Send + 'static {
     fn observe(&mut self, event: &Event<K>);
 }
 
-impl Observer<ObservedRevision> for RevisionWatch {
+/// Hands what the watch shows to [`Provenance`] and [`Duplicates`].
+struct RevisionFollower {
+    watched: RevisionWatch,
+    store: Store<ObservedRevision>,
+    duplicates: Arc<Duplicates>,
+}
+
+impl Observer<ObservedRevision> for RevisionFollower {
     fn observe(&mut self, event: &Event<ObservedRevision>) {
         match event {
-            Event::Init => self.list_begins(),
-            Event::InitApply(observed) => self.listed(observed),
-            Event::InitDone => self.list_ends(),
-            Event::Apply(observed) => self.applied(observed),
-            Event::Delete(observed) => self.deleted(observed),
+            Event::Init => self.watched.list_begins(),
+            Event::InitApply(observed) => self.watched.listed(observed),
+            Event::InitDone => self.watched.list_ends(),
+            Event::Apply(observed) => {
+                self.watched.applied(observed);
+                for other in self.store.state_filter(|other| are_duplicates(observed, other)) {
+                    self.duplicates.shown(observed, &other, Timestamp::now());
+                }
+            }
+            Event::Delete(observed) => self.watched.deleted(observed),
         }
     }
 }

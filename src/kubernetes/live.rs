@@ -11,6 +11,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams, WatchParams},
     core::Request as ApiRequest,
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
@@ -25,6 +26,7 @@ use crate::domain::{
     daemonset::{DaemonSet, FIELD_MANAGER, LAST_APPLIED, ROLLBACK},
     key::Key,
     revision::History,
+    revision_data::DataDigest,
     template::Template,
 };
 
@@ -55,6 +57,17 @@ pub enum Next {
     Version(Arc<DaemonSet>),
     /// The API server does not know any more: it keeps the changes of some minutes, and none across its restart.
     Forgotten,
+}
+
+/// A DaemonSet of which only the template is read, as it is stored.
+#[derive(serde::Deserialize)]
+struct Stored {
+    spec: StoredSpec,
+}
+
+#[derive(serde::Deserialize)]
+struct StoredSpec {
+    template: Value,
 }
 
 /// One event of a watch.
@@ -175,6 +188,16 @@ impl Live {
         self.patch(grant, body, false).await.map(drop)
     }
 
+    /// Asks the API server what the controller would record of a rollback, admission and defaults included: a
+    /// server-side dry run.
+    ///
+    /// # Errors
+    /// As [`Live::try_restore`].
+    pub async fn try_record(&self, grant: &Grant, restore: Restore<'_>) -> Result<DataDigest, ClusterError> {
+        let stored: Stored = self.send(grant, &Patch::Strategic(restore.body()), true).await?.0;
+        Ok(DataDigest::recorded(&stored.spec.template))
+    }
+
     /// Writes `metadata.managedFields` and nothing else, pinned to the DaemonSet that was read. The generation does
     /// not move. Returns the entries as they are afterwards: the API server ignores a list that it can't decode.
     ///
@@ -191,7 +214,8 @@ impl Live {
             "resourceVersion": daemonset.resource_version,
             "managedFields": managed_fields,
         }});
-        Ok(self.send(grant, &Patch::Merge(body), false).await?.0.managed_fields)
+        let (written, _) = self.send::<FreshDaemonSet>(grant, &Patch::Merge(body), false).await?;
+        Ok(written.managed_fields)
     }
 
     async fn patch(&self, grant: &Grant, body: Value, dry_run: bool) -> Result<Restored, ClusterError> {
@@ -200,12 +224,12 @@ impl Live {
         Ok(Restored { daemonset, managed_fields, warnings: warnings.take() })
     }
 
-    async fn send(
+    async fn send<T: DeserializeOwned>(
         &self,
         grant: &Grant,
         patch: &Patch<Value>,
         dry_run: bool,
-    ) -> Result<(FreshDaemonSet, Warnings), ClusterError> {
+    ) -> Result<(T, Warnings), ClusterError> {
         let params =
             PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let key = grant.key();

@@ -8,6 +8,7 @@
 
 pub mod cache;
 pub mod connect;
+mod duplicates;
 pub mod error;
 pub mod events;
 mod grant;

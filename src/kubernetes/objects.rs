@@ -24,6 +24,7 @@ use crate::domain::{
     daemonset::{CHANGE_CAUSE, Counts, DaemonSet, FieldManager, LAST_APPLIED, ROLLBACK, UpdateStrategy},
     key::{Key, Name, Namespace},
     revision::{Revision, RevisionNumber},
+    revision_data::DataDigest,
     template::{NotRestorable, Template},
 };
 
@@ -218,6 +219,7 @@ impl From<WireRevision> for ObservedRevision {
             rollback: annotation(ROLLBACK),
             last_applied: None,
             template: template(data.as_deref()),
+            data: data.map(|data| DataDigest::of(data.get())),
         };
         Self { meta, labels, revision }
     }

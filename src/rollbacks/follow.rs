@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{Inner, Stopped, now};
@@ -9,8 +10,8 @@ use crate::{
     audit::Action,
     domain::{
         daemonset::DaemonSet,
-        revision::RevisionNumber,
-        rollback::{Rollback, RollbackState},
+        revision::{History, Revision},
+        rollback::{Rollback, RollbackState, relabelled},
         rollout::Phase,
     },
     failpoint::fail_point,
@@ -95,30 +96,61 @@ impl Inner {
             return Some(((RollbackState::Superseded, Action::Superseded), message));
         }
         if frame.rollout.phase == Phase::Complete {
-            rollback.new_revision = self.current_revision(daemonset).await;
-            return Some(((RollbackState::Succeeded, Action::Completed), frame.rollout.message.clone()));
+            return self.judge_complete(rollback, frame).await;
         }
         match (rollback.state, frame.stalled_since) {
             (RollbackState::Progressing, Some(since)) => {
                 let message = format!("no progress since {since}: {}", frame.rollout.message);
                 Some(((RollbackState::Stalled, Action::Stalled), message))
             }
-            (RollbackState::Stalled, None) if moves => {
+            (RollbackState::Stalled, None) if moves && rollback.duplicates.is_empty() => {
                 Some(((RollbackState::Progressing, Action::Resumed), frame.rollout.message.clone()))
             }
             _ => None,
         }
     }
 
-    /// The number of the revision that runs, from the watch, or asked for if the watch lags.
-    async fn current_revision(&self, daemonset: &DaemonSet) -> Option<RevisionNumber> {
-        let cached = self.parts.cache.history(daemonset);
-        let history = if cached.agrees_with(daemonset) {
-            cached
-        } else {
-            self.parts.live.history(daemonset).await.ok()?
-        };
-        history.current().map(|revision| revision.number)
+    /// What it means that all pods count as updated and available. Where the controller has found two revisions with
+    /// the same bytes it may have relabelled pods of another template, and nothing tells when they have been
+    /// replaced.
+    async fn judge_complete(&self, rollback: &mut Rollback, frame: &Frame) -> Option<Step> {
+        if rollback.duplicates.is_empty() {
+            let history = self.history_at_the_end(&frame.daemonset).await;
+            rollback.duplicates = self.duplicates(rollback, &history);
+            if rollback.duplicates.is_empty() {
+                rollback.new_revision = history.current().map(|revision| revision.number);
+                return Some(((RollbackState::Succeeded, Action::Completed), frame.rollout.message.clone()));
+            }
+        }
+        let message = relabelled(&rollback.key, &rollback.duplicates);
+        match rollback.state {
+            RollbackState::Stalled if rollback.message == message => None,
+            // It has stood still for another reason, and has not since. The cause is recorded at the next look.
+            RollbackState::Stalled => {
+                Some(((RollbackState::Progressing, Action::Resumed), frame.rollout.message.clone()))
+            }
+            _ => Some(((RollbackState::Stalled, Action::Stalled), message)),
+        }
+    }
+
+    /// The revisions, read fresh, or, if that fails, as the watch shows them.
+    async fn history_at_the_end(&self, daemonset: &DaemonSet) -> History {
+        self.parts.live.history(daemonset).await.unwrap_or_else(|_| self.parts.cache.history(daemonset))
+    }
+
+    /// Names revisions that have been one to the controller since the rollback was asked for.
+    fn duplicates(&self, rollback: &Rollback, history: &History) -> Vec<String> {
+        let asked = rollback.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
+        let asked = i64::try_from(asked.0)
+            .ok()
+            .and_then(|second| Timestamp::new(second, i32::try_from(asked.1).unwrap_or_default()).ok());
+        let asked = asked.unwrap_or(rollback.requested_at);
+        let mut names = self.parts.cache.duplicates(&rollback.uid, rollback.template, asked);
+        let is_current = |group: &&Vec<&Revision>| group.iter().any(|revision| history.is_current(revision));
+        let listed = history.duplicates();
+        let listed = listed.iter().filter(is_current).flatten();
+        names.extend(listed.map(|revision| revision.controller_revision.clone()));
+        names.into_iter().collect()
     }
 
     /// Says who changed the template: another rollback, if the template is the one it wrote, else

@@ -14,10 +14,10 @@ use crate::{
         diff::TemplateDiff,
         key::Key,
         kubectl,
-        revision::{Revision, RevisionNumber},
+        revision::{History, Revision, RevisionNumber},
         rollback::{
-            Decision, Mode, OnWarning, Origin, Plan, Refusal, RevisionInfo, Rollback, RollbackRequest,
-            RollbackState, Warning, plan,
+            Decision, Duplicates, Mode, OnWarning, Origin, Plan, Refusal, RevisionInfo, Rollback,
+            RollbackRequest, RollbackState, Warning, plan,
         },
         template::Template,
     },
@@ -73,7 +73,7 @@ impl Inner {
                 }
             },
         };
-        let (fresh, decision) = match self.decide(&grant, &request).await {
+        let (fresh, decision) = match self.decide(id, &grant, &request).await {
             Err(RollbackError::Refused(refusal)) => {
                 self.record_refusal(&key, &origin, request.mode, &refusal).await;
                 return Err(refusal.into());
@@ -127,6 +127,7 @@ impl Inner {
     /// shown where the target comes from, waits for it.
     async fn decide(
         &self,
+        id: Uuid,
         grant: &Grant,
         request: &RollbackRequest,
     ) -> Result<(FreshDaemonSet, Decision), RollbackError> {
@@ -143,9 +144,52 @@ impl Inner {
                 Err(Refusal::NotRecorded | Refusal::NotSeen { .. }) if Instant::now() + wait < deadline => {
                     tokio::time::sleep(wait).await
                 }
-                decision => return Ok((fresh, decision?)),
+                decision => {
+                    let decision = decision?;
+                    if let Decision::Restore(plan) = &decision {
+                        match self.find_duplicates(id, grant, daemonset, &history, plan).await {
+                            Ok(None) => {}
+                            Ok(Some(duplicates)) => return Err(Refusal::DuplicateRevision(duplicates).into()),
+                            Err(ClusterError::Conflict) if Instant::now() + wait < deadline => {
+                                tokio::time::sleep(wait).await;
+                                continue;
+                            }
+                            Err(ClusterError::Conflict) => return Err(RollbackError::Contended),
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
+                    return Ok((fresh, decision));
+                }
             }
         }
+    }
+
+    /// Finds revisions that would be one to the controller after this rollback. Only if there are any with the same
+    /// bytes at all, the API server is asked which bytes the restored template would have.
+    async fn find_duplicates(
+        &self,
+        id: Uuid,
+        grant: &Grant,
+        daemonset: &DaemonSet,
+        history: &History,
+        plan: &Plan,
+    ) -> Result<Option<Duplicates>, ClusterError> {
+        let groups = history.duplicates();
+        if groups.is_empty() {
+            return Ok(None);
+        }
+        let restore = Restore { daemonset, template: &plan.template, last_applied: None, rollback: id };
+        let recorded = match self.parts.live.try_record(grant, restore).await {
+            Ok(data) => Some(data),
+            // Admission that answers no dry run, or no rollback: the patch will tell.
+            Err(ClusterError::Refused { .. } | ClusterError::Forbidden { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let is_recorded = |group: &&Vec<&Revision>| match recorded {
+            Some(_) => group[0].data == recorded,
+            None => group[0].template.as_ref() == Ok(&plan.template),
+        };
+        Ok(groups.iter().find(is_recorded).map(|group| Duplicates::of(daemonset, group)))
     }
 
     /// Sends the patch until it is decided, then starts to follow the rollout.
@@ -527,6 +571,7 @@ fn new_rollback(
         ownership: None,
         newest_revision_at: None,
         epoch: 1,
+        duplicates: Vec::new(),
     }
 }
 

@@ -20,6 +20,7 @@ mod daemonsets;
 mod deploy;
 mod disk_faults;
 mod dry_run;
+mod duplicates;
 mod errors;
 mod events;
 mod followed;

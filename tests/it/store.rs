@@ -174,6 +174,7 @@ fn rollback(number: u64) -> Rollback {
         ownership: None,
         newest_revision_at: None,
         epoch: 1,
+        duplicates: Vec::new(),
     }
 }
 

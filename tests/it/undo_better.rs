@@ -144,9 +144,15 @@ async fn bytes_of_another_kubernetes_are_no_other_template() {
     let skipped = api.post_as(&twins.path(), &json!({"toRevision": 5}), "text/plain").await;
     let text = "daemonset.apps/agent skipped rollback (current template already matches revision 5)\n";
     assert_eq!((skipped.status, skipped.text.as_str()), (200, text));
-    let made = api.post(&twins.path(), &json!({"expectedRevision": 6})).await.expect(202);
+    let answer = api.post(&twins.path(), &json!({"expectedRevision": 6})).await;
+    let made = answer.expect(202);
     assert_eq!((&made["from"]["revision"], &made["to"]["revision"]), (&json!(6), &json!(1)));
     assert_eq!(image(&twins.ours.observed("agent").await), "img:0");
+    api.rollback_at(answer.header("location"), &["succeeded"]).await;
+    let pods = twins.ours.kubectl.list("pods").await;
+    let running = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let images: Vec<_> = running.map(|pod| &pod["spec"]["containers"][0]["image"]).collect();
+    assert_eq!(images, ["img:0"; NODES]);
 }
 
 #[tokio::test]

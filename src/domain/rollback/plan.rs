@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{
-    Precondition, RevisionInfo, Warning,
+    Duplicates, Precondition, RevisionInfo, Warning,
     warning::{distrust, warnings},
 };
 use crate::domain::{
@@ -153,6 +153,9 @@ pub enum Refusal {
     /// Whether it is that can't be told yet.
     #[error("rollbackd has not seen yet where ControllerRevision {name} comes from; try again")]
     NotSeen { name: String },
+    /// The controller would relabel running pods instead of replacing them.
+    #[error("{0}")]
+    DuplicateRevision(Duplicates),
     #[error("{}", warnings.iter().map(|warning| warning.message.as_str()).collect::<Vec<_>>().join("; "))]
     Warned { warnings: Vec<Warning> },
 }

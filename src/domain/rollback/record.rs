@@ -57,6 +57,10 @@ pub struct Rollback {
     /// Tells who holds it from who has held it before; 1 at first.
     #[serde(default)]
     pub epoch: i64,
+    /// ControllerRevisions whose bytes were the same while the rollout was under way. The controller may
+    /// have given pods of another template the hash of this one, so that the rollout never counts as complete.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub duplicates: Vec<String>,
 }
 
 /// Who asked for a rollback, from where and why.

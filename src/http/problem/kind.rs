@@ -37,6 +37,7 @@ pub enum Kind {
     UnknownRevision,
     NoPreviousRevision,
     AmbiguousRevision,
+    DuplicateRevision,
     NotRestorable,
     BeingDeleted,
     UnknownGeneration,
@@ -53,7 +54,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the document.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::InvalidRequest,
         Self::UnsupportedHeader,
         Self::NoToken,
@@ -83,6 +84,7 @@ impl Kind {
         Self::UnknownRevision,
         Self::NoPreviousRevision,
         Self::AmbiguousRevision,
+        Self::DuplicateRevision,
         Self::NotRestorable,
         Self::BeingDeleted,
         Self::UnknownGeneration,
@@ -170,6 +172,11 @@ impl Kind {
             Self::AmbiguousRevision => {
                 ("ambiguous-revision", StatusCode::UNPROCESSABLE_ENTITY, "Several revisions have this number")
             }
+            Self::DuplicateRevision => (
+                "duplicate-revision",
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "Several revisions hold the same pod template",
+            ),
             Self::NotRestorable => {
                 ("not-restorable", StatusCode::UNPROCESSABLE_ENTITY, "The revision can't be restored")
             }

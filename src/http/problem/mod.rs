@@ -250,6 +250,7 @@ impl From<Refusal> for Problem {
             Refusal::UnknownRevision(_) => Self::pointer(Kind::UnknownRevision, "/toRevision", detail),
             Refusal::NoPreviousRevision => Self::new(Kind::NoPreviousRevision, detail),
             Refusal::Ambiguous { .. } => Self::pointer(Kind::AmbiguousRevision, "/toRevision", detail),
+            Refusal::DuplicateRevision(_) => Self::new(Kind::DuplicateRevision, detail),
             Refusal::NotRestorable { .. } => Self::new(Kind::NotRestorable, detail),
             Refusal::BeingDeleted => Self::new(Kind::BeingDeleted, detail),
             Refusal::NotRecorded => Self::new(Kind::NotRecorded, detail).retry_after(Duration::from_secs(1)),
