@@ -1,5 +1,7 @@
 //! Flags and their environment variables.
 
+mod limits;
+
 use std::{
     ffi::OsStr,
     net::{IpAddr, SocketAddr},
@@ -16,6 +18,8 @@ use clap::{
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
+
+pub use limits::LimitArgs;
 
 use crate::{
     audit::{InvalidStoreUrl, StoreUrl},
@@ -216,6 +220,9 @@ pub struct ServeArgs {
     /// How long to go on accepting connections after SIGTERM, while endpoints update
     #[arg(long, env = "ROLLBACKD_DRAIN_DELAY", value_name = "DURATION", default_value = "5s", value_parser = duration, allow_hyphen_values = true)]
     pub drain_delay: Duration,
+
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// Flags of `rollbackd sandbox`.
@@ -286,6 +293,7 @@ impl SandboxArgs {
             require_reason: false,
             field_ownership: FieldOwnership::Return,
             drain_delay: Duration::ZERO,
+            limits: LimitArgs::default(),
         }
     }
 }
@@ -453,6 +461,10 @@ mod tests {
             ("--audit-retention", "23h"),
             ("--audit-retention", "1 month"),
             ("--drain-delay", "soon"),
+            ("--max-connections", "0"),
+            ("--max-connections-per-address", "-1"),
+            ("--max-unfinished-header-bytes", "1000"),
+            ("--max-unfinished-header-bytes", "4 MB"),
             ("--auth", "oidc"),
             ("--audience", ""),
             ("--audience", "a b"),

@@ -20,7 +20,8 @@ use crate::{
     auth::{Audiences, Authority, Pace, Reviews},
     config::{Anonymous, AuthMode, SandboxArgs, ServeArgs, StoreArgs},
     http::{
-        self, App, Limits, Open,
+        self, App, Limits, MAX_HEADER, Open,
+        connections::{ConnectionLimits, Connections},
         tls::{Acceptor, Certificate, Files},
     },
     kubernetes::{
@@ -34,8 +35,6 @@ use crate::{
 
 /// For a client to send its request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest request header, in bytes.
-const MAX_HEADER: usize = 64 * 1024;
 /// For answers that are under way when the server stops. With the default `--drain-delay` it fits into
 /// the 30 s that Kubernetes gives a pod.
 const FINISH: Duration = Duration::from_secs(20);
@@ -127,6 +126,7 @@ pub struct Server {
     draining: CancellationToken,
     stop: CancellationToken,
     drain_delay: Duration,
+    connections: Connections,
     certificate: Option<Certificate>,
     certificate_period: Duration,
 }
@@ -161,6 +161,7 @@ impl Server {
             require_reason,
             field_ownership,
             drain_delay,
+            limits,
         } = args;
         let certificate = match tls_cert.zip(tls_key) {
             Some((cert, key)) => Some(Certificate::load(Files { cert, key }).await?),
@@ -223,6 +224,12 @@ impl Server {
             let reporting = rollbacks.clone().report_unrecorded(period);
             tasks.spawn(stop.clone().run_until_cancelled_owned(reporting));
         }
+        let connection_limits = ConnectionLimits {
+            total: limits.max_connections,
+            per_address: limits.max_connections_per_address,
+            header_bytes: limits.max_unfinished_header_bytes,
+        };
+        let connections = Connections::new(connection_limits, trusted_proxies.clone(), metrics.clone());
         let app = App::new(http::Parts {
             live,
             cache,
@@ -241,7 +248,17 @@ impl Server {
             stop: stop.clone(),
         });
         let certificate_period = timing.certificate;
-        Ok(Self { app, store, tasks, draining, stop, drain_delay, certificate, certificate_period })
+        Ok(Self {
+            app,
+            store,
+            tasks,
+            draining,
+            stop,
+            drain_delay,
+            connections,
+            certificate,
+            certificate_period,
+        })
     }
 
     /// Serves until `stop` is cancelled, then drains: readiness fails at once, connections are
@@ -251,7 +268,7 @@ impl Server {
     /// # Errors
     /// When the listener fails.
     pub async fn run(mut self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
-        let acceptor = Acceptor::new(self.certificate.as_ref());
+        let acceptor = Acceptor::new(self.certificate.as_ref(), self.connections.clone());
         if let Some(certificate) = self.certificate.take() {
             let keeping = certificate.keep_current(self.certificate_period);
             self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(keeping));

@@ -146,6 +146,8 @@ pub struct Metrics {
     entries: Family<Action, Counter>,
     reviews: Family<Review, Counter>,
     listeners: Gauge<i64, AtomicI64>,
+    connections: Gauge<i64, AtomicI64>,
+    connections_closed: Family<Limit, Counter>,
     requests: Family<Request, Counter>,
     request_duration: Family<Route, Histogram>,
 }
@@ -170,6 +172,11 @@ struct Review {
     kind: &'static str,
     result: &'static str,
     cached: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limit {
+    limit: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -208,6 +215,8 @@ impl Metrics {
             entries: Family::default(),
             reviews: Family::default(),
             listeners: Gauge::default(),
+            connections: Gauge::default(),
+            connections_closed: Family::default(),
             requests: Family::default(),
             request_duration: Family::new_with_constructor(milliseconds),
             registry: Arc::default(),
@@ -261,6 +270,12 @@ impl Metrics {
             metrics.reviews.clone(),
         );
         registry.register("sse_listeners", "Open server-sent event streams", metrics.listeners.clone());
+        registry.register("http_connections", "Open connections", metrics.connections.clone());
+        registry.register(
+            "http_connections_closed",
+            "Connections that were closed or refused at a limit",
+            metrics.connections_closed.clone(),
+        );
         registry.register(
             "http_requests",
             "Answered requests, by route and status",
@@ -338,6 +353,16 @@ impl Metrics {
     pub fn sse_listener(&self) -> SseListener {
         self.listeners.inc();
         SseListener(self.listeners.clone())
+    }
+
+    /// So many connections are open.
+    pub fn connections(&self, count: usize) {
+        self.connections.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// A connection was closed or refused because of a limit.
+    pub fn connection_closed(&self, limit: &'static str) {
+        self.connections_closed.get_or_create(&Limit { limit }).inc();
     }
 
     /// A request was answered.

@@ -1,9 +1,10 @@
 //! What every request passes through, outermost: it gets an id, its answer is logged and counted, and a
 //! [`Problem`] is written in the form that the caller accepts.
 
-use std::{any::Any, time::Instant};
+use std::{any::Any, sync::Arc, time::Instant};
 
 use axum::{
+    body::Body,
     extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -13,7 +14,9 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
-    App, negotiate,
+    App,
+    connections::{Held, UnderWay},
+    negotiate,
     problem::{Kind, Problem},
 };
 use crate::{domain::text::escape, telemetry::Metrics};
@@ -47,6 +50,8 @@ pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> R
     };
     request.extensions_mut().insert(Id(id.clone()));
 
+    let under_way = request.extensions_mut().remove::<Arc<UnderWay>>();
+
     let mut response = next.run(request).instrument(span).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         let mut headers = std::mem::take(response.headers_mut());
@@ -59,7 +64,7 @@ pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> R
     // Answers and errors alike take the form that `Accept` asks for.
     response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
     access.status = Some(response.status());
-    response
+    response.map(|body| Body::new(Held::new(body, under_way)))
 }
 
 /// Logs and counts one request when it ends, also if its caller went away before the answer.

@@ -11,10 +11,14 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use http::{HeaderMap, HeaderValue, Method, Uri, header, uri};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
+    header::{self, CONTENT_TYPE, HOST, TRANSFER_ENCODING},
+    uri,
+};
 
 use super::{
-    App,
+    App, MAX_HEADER, MAX_TARGET,
     caller::{IMPERSONATE_GROUP, IMPERSONATE_USER},
     extract::From,
     problem::{Kind, Problem},
@@ -23,6 +27,38 @@ use crate::auth::Authority;
 
 /// Headers that only `POST …/rollback` knows. Elsewhere they are refused, never ignored.
 const OF_ROLLBACKS: [&str; 3] = ["idempotency-key", "if-match", "prefer"];
+
+/// Refuses what could be understood in two ways, or not at all: RFC 9112, 3.2 and 6.1; RFC 9110, 8.3.
+///
+/// # Errors
+/// As a response: 400, 414, 431, 501.
+pub async fn well_formed(request: Request, next: Next) -> Result<Response, Problem> {
+    let headers = request.headers();
+    let times = |name: &HeaderName| headers.get_all(name).iter().count();
+    let least_hosts = usize::from(request.version() >= Version::HTTP_11);
+    if !(least_hosts..=1).contains(&times(&HOST)) {
+        return Err(Problem::header(Kind::InvalidRequest, "Host", "expected it once"));
+    }
+    if times(&CONTENT_TYPE) > 1 {
+        return Err(Problem::header(Kind::InvalidRequest, "Content-Type", "expected it at most once"));
+    }
+    let is_chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if times(&TRANSFER_ENCODING) > 1 || !codings.all(is_chunked) {
+        return Err(Problem::unknown_coding());
+    }
+    // hyper's limit is one of what it reads at once.
+    let lines = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    if lines.sum::<usize>() > MAX_HEADER {
+        return Err(Problem::large_header());
+    }
+    let target = request.uri();
+    let authority = target.authority().map_or(0, |authority| authority.as_str().len());
+    if authority + target.path_and_query().map_or(0, |path| path.as_str().len()) > MAX_TARGET {
+        return Err(Problem::long_target());
+    }
+    Ok(next.run(request).await)
+}
 
 /// Refuses headers that would be ignored.
 ///

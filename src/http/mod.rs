@@ -4,6 +4,7 @@
 //! error; [`edge`] is what every request passes through.
 
 mod caller;
+pub mod connections;
 mod cors;
 mod edge;
 mod etag;
@@ -42,6 +43,12 @@ use crate::{
     telemetry::Metrics,
 };
 use problem::{Kind, Problem};
+
+/// Largest request header, in bytes: a token may have 16 KiB.
+pub const MAX_HEADER: usize = 32 * 1024;
+
+/// Longest request target, in bytes.
+pub const MAX_TARGET: usize = 8 * 1024;
 
 /// Largest request body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;

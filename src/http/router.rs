@@ -60,6 +60,7 @@ pub fn router(app: App) -> Router {
         .layer(CatchPanicLayer::custom(edge::panicked))
         .layer(middleware::from_fn_with_state(app.clone(), guard::supported_headers))
         .layer(option_layer(guards))
+        .layer(middleware::from_fn(guard::well_formed))
         .layer(option_layer(cors))
         .layer(middleware::from_fn_with_state(app, edge::edge))
 }

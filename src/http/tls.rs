@@ -19,6 +19,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_util::either::Either;
 
+use super::connections::{Answered, Connections, Metered, Tracked};
 use crate::telemetry::causes;
 
 /// `--tls-cert` and `--tls-key`.
@@ -43,37 +44,46 @@ pub enum TlsError {
     Pair { path: PathBuf, source: rustls::Error },
 }
 
-/// What a new connection goes through first: a TLS handshake, if there is a certificate.
+/// What a new connection goes through first: it is counted, and, if there is a certificate, shakes hands.
 #[derive(Clone, Debug)]
-pub enum Acceptor {
-    Plain,
-    Tls(RustlsAcceptor),
+pub struct Acceptor {
+    connections: Connections,
+    tls: Option<RustlsAcceptor>,
 }
 
-type TlsStream = <RustlsAcceptor as Accept<TcpStream, ()>>::Stream;
+type TlsStream = <RustlsAcceptor as Accept<Metered<TcpStream>, ()>>::Stream;
+type Transport = Either<Metered<TcpStream>, TlsStream>;
 
 impl Acceptor {
     /// Offers the certificate, and each that takes its place.
     #[must_use]
-    pub fn new(certificate: Option<&Certificate>) -> Self {
-        certificate
-            .map_or(Self::Plain, |certificate| Self::Tls(RustlsAcceptor::new(certificate.offered.clone())))
+    pub fn new(certificate: Option<&Certificate>, connections: Connections) -> Self {
+        let tls = certificate.map(|certificate| RustlsAcceptor::new(certificate.offered.clone()));
+        Self { connections, tls }
     }
 }
 
 impl<S: Send + 'static> Accept<TcpStream, S> for Acceptor {
-    type Stream = Either<TcpStream, TlsStream>;
-    type Service = S;
-    type Future = BoxFuture<'static, io::Result<(Self::Stream, S)>>;
+    type Stream = Answered<Transport>;
+    type Service = Tracked<S>;
+    type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        match self {
-            Self::Plain => Box::pin(std::future::ready(Ok((Either::Left(stream), service)))),
-            Self::Tls(tls) => {
-                let handshake = tls.accept(stream, service);
-                Box::pin(async { handshake.await.map(|(stream, service)| (Either::Right(stream), service)) })
-            }
-        }
+        let opened = stream.peer_addr().map(|peer| self.connections.open(peer.ip()));
+        let tls = self.tls.clone();
+        Box::pin(async move {
+            let connection = opened?.ok_or(io::ErrorKind::ConnectionRefused)?;
+            let service = Tracked::new(service, connection.clone());
+            let metered = Metered::new(stream, connection.clone());
+            let (stream, service) = match tls {
+                None => (Either::Left(metered), service),
+                Some(tls) => {
+                    let (stream, service) = tls.accept(metered, service).await?;
+                    (Either::Right(stream), service)
+                }
+            };
+            Ok((Answered::new(stream, connection), service))
+        })
     }
 }
 

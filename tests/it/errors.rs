@@ -328,26 +328,70 @@ async fn errors_as_text_are_the_line_that_kubectl_prints() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_no_http_is_refused_without_an_answer_from_a_handler() {
+async fn a_request_that_can_not_be_parsed_is_a_problem_too() {
     let rollbackd = Rollbackd::start().await;
     let header = |header: &str| raw::request("GET /version HTTP/1.1", &[header], "");
-    for (request, status) in [
-        (b"garbage\r\n\r\n".to_vec(), 400),
-        (raw::request("GET /a\0b HTTP/1.1", &[], ""), 400),
-        (raw::request("GET / HTTP/9.9", &[], ""), 400),
-        (header("X y: 1"), 400),
-        (header("X-Request-Id: a\x1b[31m"), 400),
-        (header("X-Request-Id: a\0"), 400),
-        (raw::request(&format!("GET /{} HTTP/1.1", "a".repeat(70_000)), &[], ""), 414),
-        (raw::request("GET /version HTTP/1.1", &["X: 1"; 200], ""), 431),
+    let target = |length: usize| raw::request(&format!("GET /{} HTTP/1.1", "a".repeat(length)), &[], "");
+    for (request, status, kind) in [
+        (b"garbage\r\n\r\n".to_vec(), 400, "invalid-request"),
+        (raw::request("GET /a\0b HTTP/1.1", &[], ""), 400, "invalid-request"),
+        (raw::request("GET / HTTP/9.9", &[], ""), 400, "invalid-request"),
+        (header("X y: 1"), 400, "invalid-request"),
+        (header("X-Request-Id: a\x1b[31m"), 400, "invalid-request"),
+        (header("X-Request-Id: a\0"), 400, "invalid-request"),
+        (target(70_000), 414, "target-too-long"),
+        (target(20_000), 414, "target-too-long"),
+        (target(8192), 414, "target-too-long"),
+        (target(8191), 404, "unknown-path"),
+        (raw::request("GET /version HTTP/1.1", &["X: 1"; 200], ""), 431, "header-too-large"),
+        (header(&format!("X: {}", "a".repeat(40_000))), 431, "header-too-large"),
     ] {
         let answer = raw::send(rollbackd.address, &request).await.expect("an answer");
-        assert_eq!((answer.status, answer.body.as_str()), (status, ""), "{answer:?}");
-        assert_eq!(answer.header("x-request-id"), None, "{answer:?}");
+        let problem = answer.problem(status, kind);
+        assert_eq!(problem["status"], status, "{answer:?}");
     }
-    let long = raw::request(&format!("GET /{} HTTP/1.1", "a".repeat(50_000)), &[], "");
-    raw::send(rollbackd.address, &long).await.unwrap().problem(404, "unknown-path");
+    // A token may have 16 KiB.
+    let token = header(&format!("Authorization: Bearer {}", "a".repeat(16 * 1024)));
+    assert_eq!(raw::send(rollbackd.address, &token).await.unwrap().status, 200);
     // A header ends where its line ends; what follows is a header of its own, not a part of the answer.
     let split = raw::send(rollbackd.address, &header("X-Request-Id: a\r\nSet-Cookie: b=c")).await.unwrap();
     assert_eq!((split.header("x-request-id"), split.header("set-cookie")), (Some("a"), None));
+}
+
+#[tokio::test]
+async fn what_could_be_understood_in_two_ways_is_refused() {
+    let rollbackd = Rollbackd::start().await;
+    let send = async |line: &str, headers: &[&str]| {
+        let lines: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let request = format!("{line}\r\n{lines}Connection: close\r\n\r\n");
+        raw::send(rollbackd.address, request.as_bytes()).await.expect("an answer")
+    };
+    let host = "Host: localhost";
+    for headers in [&[][..], &[host, host], &[host, "Host: a"], &["Host: a", host]] {
+        let answer = send("GET /livez HTTP/1.1", headers).await;
+        assert_eq!(named(&answer.problem(400, "invalid-request")), "header Host", "{headers:?}");
+    }
+    send("GET /livez HTTP/1.0", &[host, host]).await.problem(400, "invalid-request");
+    let post = "POST /daemonsets/a/b/rollback HTTP/1.1";
+    let json = "Content-Type: application/json";
+    for second in [json, "Content-Type: text/plain", "content-type: "] {
+        let answer = send(post, &[host, json, second]).await;
+        assert_eq!(named(&answer.problem(400, "invalid-request")), "header Content-Type", "{second}");
+    }
+    let chunked = "Transfer-Encoding: chunked";
+    for codings in [
+        &["Transfer-Encoding: gzip"][..],
+        &["Transfer-Encoding: identity"],
+        &["Transfer-Encoding: gzip, chunked"],
+        &["Transfer-Encoding: chunked, gzip"],
+        &["Transfer-Encoding: gzip", chunked],
+        &[chunked, chunked],
+        &["transfer-encoding: x-chunked"],
+    ] {
+        for line in [post, "GET /livez HTTP/1.1"] {
+            let answer = send(line, &[&[host, json], codings].concat()).await;
+            let problem = answer.problem(501, "unsupported-transfer-encoding");
+            assert_eq!(named(&problem), "header Transfer-Encoding", "{codings:?}");
+        }
+    }
 }

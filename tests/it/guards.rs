@@ -72,11 +72,12 @@ async fn only_a_loopback_host_is_answered() {
         &["Host: localhost", "Host: evil.example"],
         &["Host: evil.example", "Host: localhost"],
         &["X-Forwarded-Host: localhost"],
-        &["Host: evil.example", "X-Forwarded-Host: localhost", "Forwarded: host=localhost"],
     ] {
         let answer = get(&rollbackd, "/version", headers).await;
-        assert_eq!(named(&answer.problem(403, "forbidden-origin")), "header Host", "{headers:?}");
+        assert_eq!(named(&answer.problem(400, "invalid-request")), "header Host", "{headers:?}");
     }
+    let forwarded = ["Host: evil.example", "X-Forwarded-Host: localhost", "Forwarded: host=localhost"];
+    get(&rollbackd, "/version", &forwarded).await.problem(403, "forbidden-origin");
     let old = raw::send(rollbackd.address, b"GET /version HTTP/1.0\r\n\r\n").await.unwrap();
     old.problem(403, "forbidden-origin");
     // The host of an absolute target counts as well.

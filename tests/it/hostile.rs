@@ -178,9 +178,7 @@ fn encoded(bytes: &[u8]) -> String {
 fn judge(sent: &Sent, answer: Option<&RawAnswer>) -> Result<(), String> {
     let Some(answer) = answer else { return Err("there is no answer".into()) };
     if answer.header("x-request-id").is_none() {
-        // Not HTTP, so that no handler has seen it.
-        let bare = [400, 414, 431].contains(&answer.status);
-        return if bare { Ok(()) } else { Err(format!("no request id: {answer:?}")) };
+        return Err(format!("no request id: {answer:?}"));
     }
     // A generation that a rollback has just made may not have been seen yet, and this one waits for it for a second.
     let behind = answer.status == 503 && answer.body.contains("/problems/behind");

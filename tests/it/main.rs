@@ -16,6 +16,7 @@ mod architecture;
 mod bodies;
 mod chain;
 mod cluster;
+mod connections;
 mod daemonsets;
 mod deploy;
 mod disk_faults;

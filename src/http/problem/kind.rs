@@ -24,6 +24,12 @@ pub enum Kind {
     MethodNotAllowed,
     NotAcceptable,
     RequestTimeout,
+    TargetTooLong,
+    HeaderTooLarge,
+    TooManyStreams,
+    TooManyRequests,
+    UnsupportedTransferEncoding,
+    ReadOnly,
     RollbackInProgress,
     KeyAtWork,
     Modified,
@@ -54,7 +60,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the document.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 48] = [
         Self::InvalidRequest,
         Self::UnsupportedHeader,
         Self::NoToken,
@@ -71,6 +77,12 @@ impl Kind {
         Self::MethodNotAllowed,
         Self::NotAcceptable,
         Self::RequestTimeout,
+        Self::TargetTooLong,
+        Self::HeaderTooLarge,
+        Self::TooManyStreams,
+        Self::TooManyRequests,
+        Self::UnsupportedTransferEncoding,
+        Self::ReadOnly,
         Self::RollbackInProgress,
         Self::KeyAtWork,
         Self::Modified,
@@ -135,6 +147,26 @@ impl Kind {
             Self::RequestTimeout => {
                 ("request-timeout", StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time")
             }
+            Self::TargetTooLong => {
+                ("target-too-long", StatusCode::URI_TOO_LONG, "The request target is too long")
+            }
+            Self::HeaderTooLarge => (
+                "header-too-large",
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "The request header is too large",
+            ),
+            Self::TooManyStreams => {
+                ("too-many-streams", StatusCode::TOO_MANY_REQUESTS, "Too many event streams are open")
+            }
+            Self::TooManyRequests => {
+                ("too-many-requests", StatusCode::TOO_MANY_REQUESTS, "The caller sends too many requests")
+            }
+            Self::UnsupportedTransferEncoding => (
+                "unsupported-transfer-encoding",
+                StatusCode::NOT_IMPLEMENTED,
+                "The transfer encoding is not supported",
+            ),
+            Self::ReadOnly => ("read-only", StatusCode::FORBIDDEN, "This rollbackd makes no rollbacks"),
             Self::RollbackInProgress => {
                 ("rollback-in-progress", StatusCode::CONFLICT, "Another rollback is being made")
             }

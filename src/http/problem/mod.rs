@@ -13,6 +13,7 @@ use serde::Serialize;
 
 pub use kind::Kind;
 
+use super::{MAX_HEADER, MAX_TARGET};
 use crate::{
     audit::StoreError,
     auth::AuthError,
@@ -71,7 +72,7 @@ pub struct ProblemBody {
     /// What went wrong this time, in kubectl's words where it has them.
     #[schema(examples("unable to find specified revision 99 in history"))]
     pub detail: String,
-    /// Path of the request.
+    /// Path of the request, its beginning if it is long; empty if the request could not be parsed.
     pub instance: String,
     /// Id of the request, also in the header `X-Request-Id` and in the logs.
     pub request_id: String,
@@ -134,6 +135,25 @@ impl Problem {
         problem
     }
 
+    /// The request target is longer than [`MAX_TARGET`].
+    #[must_use]
+    pub fn long_target() -> Self {
+        Self::new(Kind::TargetTooLong, format!("expected a request target of at most {MAX_TARGET} bytes"))
+    }
+
+    /// The request header is larger than [`MAX_HEADER`], or has too many lines.
+    #[must_use]
+    pub fn large_header() -> Self {
+        let detail = format!("expected a request header of at most {MAX_HEADER} bytes and 100 lines");
+        Self::new(Kind::HeaderTooLarge, detail)
+    }
+
+    /// The body is sent in a transfer coding that is not supported.
+    #[must_use]
+    pub fn unknown_coding() -> Self {
+        Self::header(Kind::UnsupportedTransferEncoding, "Transfer-Encoding", "expected chunked, or none")
+    }
+
     /// The DaemonSet does not exist; kubectl's words.
     #[must_use]
     pub fn no_daemonset(key: &Key) -> Self {
@@ -190,35 +210,42 @@ impl Problem {
     /// `Allow`.
     #[must_use]
     pub fn render(self, mut headers: HeaderMap, instance: &str, request_id: &str, plain: bool) -> Response {
-        let (_, status, title) = self.kind.about();
-        let retry_after = self.retry_seconds();
+        let (_, status, _) = self.kind.about();
+        let (retry_after, challenge) = (self.retry_seconds(), self.kind.challenge());
         let body = if plain {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             self.line()
         } else {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-            let body = ProblemBody {
-                r#type: self.kind.uri(),
-                title: title.to_owned(),
-                status: status.as_u16(),
-                detail: self.detail,
-                instance: instance.to_owned(),
-                request_id: request_id.to_owned(),
-                errors: self.errors,
-                warnings: self.warnings,
-                retry_after,
-                command: self.command,
-            };
-            serde_json::to_string(&body).expect("a problem has string keys")
+            self.document(instance, request_id)
         };
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(challenge) = self.kind.challenge() {
+        if let Some(challenge) = challenge {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         (status, headers, body).into_response()
+    }
+
+    /// The problem as JSON. `instance` is the path of the request, empty if it could not be parsed.
+    #[must_use]
+    pub fn document(self, instance: &str, request_id: &str) -> String {
+        let (_, status, title) = self.kind.about();
+        let body = ProblemBody {
+            r#type: self.kind.uri(),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            instance: instance.to_owned(),
+            request_id: request_id.to_owned(),
+            retry_after: self.retry_seconds(),
+            detail: self.detail,
+            errors: self.errors,
+            warnings: self.warnings,
+            command: self.command,
+        };
+        serde_json::to_string(&body).expect("a problem has string keys")
     }
 
     /// The problem as kubectl prints an error.

@@ -12,6 +12,9 @@ use std::{
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 
+/// The limit of memory in the manifest (`deploy/base/deployment.yaml`), in bytes.
+pub const MEMORY_LIMIT: usize = 256 * 1024 * 1024;
+
 /// A running program. It is ended in order when dropped, with whatever it has started.
 pub struct Running {
     child: Child,
@@ -54,6 +57,16 @@ impl Running {
             }
         }
         false
+    }
+
+    /// The most memory that it has had resident so far, in bytes (`VmHWM` of Linux): what a limit of its cgroup
+    /// would be held against, but for page cache that the kernel can take back.
+    pub fn peak_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kibibytes = peak.and_then(|text| text.trim().strip_suffix(" kB")).expect("Linux says so");
+        kibibytes.parse::<usize>().expect("a number") * 1024
     }
 
     /// Sends it a signal, such as `STOP`.
