@@ -217,6 +217,11 @@ pub struct ServeArgs {
     #[arg(long, env = "ROLLBACKD_FIELD_OWNERSHIP", value_name = "MODE", default_value = "return")]
     pub field_ownership: FieldOwnership,
 
+    /// Refuse every rollback, also dry runs, and serve all else; rollbacks that were made before are followed to
+    /// their end
+    #[arg(long, env = "ROLLBACKD_READ_ONLY")]
+    pub read_only: bool,
+
     /// How long to go on accepting connections after SIGTERM, while endpoints update
     #[arg(long, env = "ROLLBACKD_DRAIN_DELAY", value_name = "DURATION", default_value = "5s", value_parser = duration, allow_hyphen_values = true)]
     pub drain_delay: Duration,
@@ -292,6 +297,7 @@ impl SandboxArgs {
             stall_after: SANDBOX_STALL,
             require_reason: false,
             field_ownership: FieldOwnership::Return,
+            read_only: false,
             drain_delay: Duration::ZERO,
             limits: LimitArgs::default(),
         }
@@ -462,6 +468,8 @@ mod tests {
             ("--audit-retention", "1 month"),
             ("--drain-delay", "soon"),
             ("--max-connections", "0"),
+            ("--max-streams", "0"),
+            ("--max-streams-per-user", "many"),
             ("--max-connections-per-address", "-1"),
             ("--max-unfinished-header-bytes", "1000"),
             ("--max-unfinished-header-bytes", "4 MB"),

@@ -50,9 +50,12 @@ fn run<S: Future<Output = anyhow::Result<()>>>(serve: impl FnOnce(CancellationTo
 
 fn exit(result: anyhow::Result<()>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            telemetry::print_last(None);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("error: {}", telemetry::causes(&*error));
+            telemetry::print_last(Some(&format!("error: {}", telemetry::causes(&*error))));
             ExitCode::FAILURE
         }
     }

@@ -20,8 +20,10 @@ use crate::{
     auth::{Audiences, Authority, Pace, Reviews},
     config::{Anonymous, AuthMode, SandboxArgs, ServeArgs, StoreArgs},
     http::{
-        self, App, Limits, MAX_HEADER, Open,
+        self, App, Limits, MAX_HEADER, Open, Writes,
         connections::{ConnectionLimits, Connections},
+        refusals::Refusals,
+        streams::{StreamLimits, Streams},
         tls::{Acceptor, Certificate, Files},
     },
     kubernetes::{
@@ -160,6 +162,7 @@ impl Server {
             stall_after,
             require_reason,
             field_ownership,
+            read_only,
             drain_delay,
             limits,
         } = args;
@@ -229,6 +232,9 @@ impl Server {
             per_address: limits.max_connections_per_address,
             header_bytes: limits.max_unfinished_header_bytes,
         };
+        let stream_limits = StreamLimits { total: limits.max_streams, per_user: limits.max_streams_per_user };
+        let refusals = Refusals::default();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(refusals.clone().report()));
         let connections = Connections::new(connection_limits, trusted_proxies.clone(), metrics.clone());
         let app = App::new(http::Parts {
             live,
@@ -237,13 +243,16 @@ impl Server {
             store: store.clone(),
             rollbacks,
             authority,
-            metrics,
             cluster_name,
             require_reason,
             open: anonymous.into_iter().map(open).collect(),
             trusted_proxies,
             cors_origins,
             limits: timing.limits,
+            streams: Streams::new(stream_limits, metrics.clone()),
+            refusals,
+            writes: if read_only { Writes::Refused } else { Writes::Allowed },
+            metrics,
             draining: draining.clone(),
             stop: stop.clone(),
         });

@@ -3,6 +3,8 @@
 //! Absent on purpose: names of objects and users as metric labels, and tokens and pod templates
 //! anywhere.
 
+mod standard_error;
+
 use std::{
     fmt::Write as _,
     io::{IsTerminal, Write},
@@ -25,6 +27,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+pub use standard_error::print_last;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Lines of the audit log that may wait for standard output.
@@ -37,13 +40,22 @@ pub fn start_logging() {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,kube_client=off,kube_runtime=off,sqlx=warn"));
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let queue = standard_error::LogQueue::start();
+    let layer = tracing_subscriber::fmt::layer().with_writer(queue).with_target(false);
     if std::io::stderr().is_terminal() {
         registry.with(layer.compact()).init();
     } else {
         let layer = layer.json().flatten_event(true).with_span_list(false).with_ansi(false);
         registry.with(layer).init();
     }
+    std::panic::set_hook(Box::new(log_panic));
+}
+
+/// Logs a panic as anything else. The standard library's own hook writes to standard error itself, and waits for it.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let message = panic.payload_as_str().unwrap_or("unknown");
+    let place = panic.location().map(tracing::field::display);
+    tracing::error!(panic = %crate::domain::text::escape(message), place, "panicked");
 }
 
 /// The audit log: each entry as a line of JSON on standard output. Clones share it.
@@ -270,6 +282,11 @@ impl Metrics {
             metrics.reviews.clone(),
         );
         registry.register("sse_listeners", "Open server-sent event streams", metrics.listeners.clone());
+        registry.register(
+            "log_lines_dropped",
+            "Lines of the log that standard error did not take in time",
+            standard_error::DROPPED.clone(),
+        );
         registry.register("http_connections", "Open connections", metrics.connections.clone());
         registry.register(
             "http_connections_closed",

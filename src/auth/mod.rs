@@ -142,6 +142,12 @@ impl Arrival {
 }
 
 impl Caller {
+    /// Name of the user whose rights decide; none where callers are not authenticated.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.subject.as_ref().map(|subject| subject.identity.actor.user.as_str())
+    }
+
     /// Whether it asked for a rollback, or somebody did so for it.
     #[must_use]
     pub fn asked_for(&self, rollback: &Rollback) -> bool {

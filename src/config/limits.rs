@@ -21,6 +21,14 @@ pub struct LimitArgs {
     /// Bytes of request headers that have not arrived in whole, over all connections, such as 4Mi
     #[arg(long, env = "ROLLBACKD_MAX_UNFINISHED_HEADER_BYTES", value_name = "BYTES", default_value = "4Mi", value_parser = header_budget, allow_negative_numbers = true)]
     pub max_unfinished_header_bytes: usize,
+
+    /// Open event streams
+    #[arg(long, env = "ROLLBACKD_MAX_STREAMS", value_name = "COUNT", default_value_t = 500, value_parser = count, allow_negative_numbers = true)]
+    pub max_streams: usize,
+
+    /// Open event streams of one user: the one whose rights decide
+    #[arg(long, env = "ROLLBACKD_MAX_STREAMS_PER_USER", value_name = "COUNT", default_value_t = 50, value_parser = count, allow_negative_numbers = true)]
+    pub max_streams_per_user: usize,
 }
 
 impl Default for LimitArgs {
@@ -30,6 +38,8 @@ impl Default for LimitArgs {
             max_connections: 1000,
             max_connections_per_address: 100,
             max_unfinished_header_bytes: 4 * 1024 * 1024,
+            max_streams: 500,
+            max_streams_per_user: 50,
         }
     }
 }

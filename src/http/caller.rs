@@ -6,7 +6,7 @@ use std::{
 };
 
 use axum::extract::{ConnectInfo, FromRequestParts};
-use http::{HeaderMap, HeaderName, header, request::Parts};
+use http::{Extensions, HeaderMap, HeaderName, header, request::Parts};
 use ipnet::IpNet;
 
 use super::{
@@ -80,9 +80,16 @@ impl FromRequestParts<App> for Source {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        Ok(Self::of(&parts.extensions, &parts.headers, app))
+    }
+}
+
+impl Source {
+    /// Reads it off a request.
+    pub fn of(extensions: &Extensions, headers: &HeaderMap, app: &App) -> Self {
+        let peer = extensions.get::<ConnectInfo<SocketAddr>>();
         let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |ConnectInfo(peer)| peer.ip());
-        Ok(Self(source(peer, &parts.headers, &app.trusted_proxies)))
+        Self(source(peer, headers, &app.trusted_proxies))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What every request passes through, outermost: it gets an id, its answer is logged and counted, and a
 //! [`Problem`] is written in the form that the caller accepts.
 
-use std::{any::Any, sync::Arc, time::Instant};
+use std::{any::Any, net::IpAddr, sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
@@ -9,19 +9,28 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
     App,
+    caller::Source,
     connections::{Held, UnderWay},
     negotiate,
     problem::{Kind, Problem},
+    refusals::Refusals,
 };
-use crate::{domain::text::escape, telemetry::Metrics};
+use crate::{
+    domain::text::{cut, escape},
+    telemetry::Metrics,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Of a path, so many bytes are logged, and are in a problem.
+pub const LONGEST_PATH: usize = 256;
+/// Of a method, so many bytes are logged.
+pub const LONGEST_METHOD: usize = 32;
 /// What the metrics count for a caller who went away before the answer; no status that is ever sent.
 const GONE_AWAY: u16 = 499;
 
@@ -32,7 +41,7 @@ pub struct Id(pub String);
 /// Takes a request in and lets its answer out.
 pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = request_id(&request);
-    let path = request.uri().path().to_owned();
+    let path = cut(request.uri().path(), LONGEST_PATH).into_owned();
     let plain = negotiate::wants_plain_errors(request.headers());
     let span = tracing::info_span!(
         "request",
@@ -41,8 +50,10 @@ pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> R
     );
     let mut access = Access {
         metrics: app.metrics.clone(),
+        refusals: app.refusals.clone(),
+        address: Source::of(request.extensions(), request.headers(), &app).0,
         span: span.clone(),
-        method: request.method().clone(),
+        method: cut(request.method().as_str(), LONGEST_METHOD).into_owned(),
         path: path.clone(),
         route: request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()),
         started: Instant::now(),
@@ -70,8 +81,10 @@ pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> R
 /// Logs and counts one request when it ends, also if its caller went away before the answer.
 struct Access {
     metrics: Metrics,
+    refusals: Refusals,
+    address: IpAddr,
     span: tracing::Span,
-    method: Method,
+    method: String,
     path: String,
     route: Option<String>,
     started: Instant,
@@ -86,16 +99,22 @@ impl Drop for Access {
         // A bounded set: whatever was not matched is one route.
         let route = self.route.as_deref().unwrap_or("unmatched");
         let (method, path) = (&self.method, escape(&self.path));
-        let Some(status) = self.status else {
-            self.metrics.request(route, GONE_AWAY, taken);
-            tracing::info!(%method, %path, milliseconds, "the caller went away");
+        let status = self.status.map_or(GONE_AWAY, |status| status.as_u16());
+        self.metrics.request(route, status, taken);
+        let failed = status >= 500 && !matches!(status, 501 | 503);
+        let probe = status < 400 && matches!(route, "/livez" | "/readyz" | "/metrics");
+        // What needs no token must not fill the log.
+        let open =
+            status >= 400 || route.starts_with("/docs") || matches!(route, "/openapi.json" | "unmatched");
+        if probe || (open && !failed && !self.refusals.log(self.address)) {
             return;
-        };
-        self.metrics.request(route, status.as_u16(), taken);
-        if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
-            tracing::error!(%method, %path, status = status.as_u16(), milliseconds, "request failed");
-        } else if !matches!(route, "/livez" | "/readyz" | "/metrics") {
-            tracing::info!(%method, %path, status = status.as_u16(), milliseconds, "request");
+        }
+        if failed {
+            tracing::error!(%method, %path, status, milliseconds, "request failed");
+        } else if self.status.is_none() {
+            tracing::info!(%method, %path, milliseconds, "the caller went away");
+        } else {
+            tracing::info!(%method, %path, status, milliseconds, "request");
         }
     }
 }

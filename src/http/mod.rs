@@ -17,8 +17,10 @@ pub mod openapi;
 mod page;
 mod prefer;
 pub mod problem;
+pub mod refusals;
 mod router;
 mod sse;
+pub mod streams;
 pub mod tls;
 
 use std::{sync::Arc, time::Duration};
@@ -43,6 +45,8 @@ use crate::{
     telemetry::Metrics,
 };
 use problem::{Kind, Problem};
+use refusals::Refusals;
+use streams::Streams;
 
 /// Largest request header, in bytes: a token may have 16 KiB.
 pub const MAX_HEADER: usize = 32 * 1024;
@@ -77,6 +81,10 @@ pub struct Parts {
     /// `--cors-origin`.
     pub cors_origins: Vec<HeaderValue>,
     pub limits: Limits,
+    pub streams: Streams,
+    pub refusals: Refusals,
+    /// Whether rollbacks are made: `--read-only`.
+    pub writes: Writes,
     /// Readiness fails from here on.
     pub draining: CancellationToken,
     /// Streams end here.
@@ -117,6 +125,14 @@ pub enum Open {
     Docs,
     /// `/metrics`.
     Metrics,
+}
+
+/// Whether rollbacks are made here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    Allowed,
+    /// `--read-only`: every rollback and dry run is refused.
+    Refused,
 }
 
 /// How much of a rollback a caller sees.

@@ -18,7 +18,7 @@ use super::{
     openapi::{self, Document},
     problem::{Kind, Problem},
 };
-use crate::auth::Authority;
+use crate::{auth::Authority, domain::text::cut};
 
 /// The API's routes with the document that describes them.
 pub fn api() -> OpenApiRouter<App> {
@@ -84,9 +84,10 @@ fn docs(document: utoipa::openapi::OpenApi, app: &App) -> Router<App> {
 }
 
 async fn unknown_path(uri: Uri) -> Problem {
-    Problem::new(Kind::UnknownPath, format!("there is nothing at {}", uri.path()))
+    Problem::new(Kind::UnknownPath, format!("there is nothing at {}", cut(uri.path(), edge::LONGEST_PATH)))
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
-    Problem::new(Kind::MethodNotAllowed, format!("{} does not know {method}", uri.path()))
+    let (path, method) = (cut(uri.path(), edge::LONGEST_PATH), cut(method.as_str(), edge::LONGEST_METHOD));
+    Problem::new(Kind::MethodNotAllowed, format!("{path} does not know {method}"))
 }

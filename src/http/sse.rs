@@ -20,7 +20,9 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use super::{App, Depth, handlers::rollbacks::RollbackView, handlers::status::RolloutStatus};
+use super::{
+    App, Depth, handlers::rollbacks::RollbackView, handlers::status::RolloutStatus, streams::StreamPermit,
+};
 use crate::{
     auth::Caller,
     domain::{access::Access, daemonset::DaemonSet, key::Key, rollback::Rollback, template::Fingerprint},
@@ -112,12 +114,12 @@ pub fn rollout(
     key: Key,
     listener: Listener,
     pinned: Option<Pinned>,
-    caller: Caller,
+    (caller, permit): (Caller, StreamPermit),
     right: Access,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
     let end = end(app.clone(), caller, Some(right));
     let events = async_stream::stream! {
-        let _counted = app.metrics.sse_listener();
+        let _open = permit;
         let latest = || app.cache.rollouts().latest(&key);
         let told = told(listener, pinned, latest, app.health.stale(), app.limits.heartbeat);
         futures_util::pin_mut!(told);
@@ -208,12 +210,12 @@ pub fn rollback(
     app: App,
     mut states: watch::Receiver<Arc<Rollback>>,
     depth: Depth,
-    caller: Caller,
+    (caller, permit): (Caller, StreamPermit),
     right: Option<Access>,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
     let end = end(app.clone(), caller, right);
     let events = async_stream::stream! {
-        let _counted = app.metrics.sse_listener();
+        let _open = permit;
         let mut heartbeat = heartbeat(app.limits.heartbeat);
         yield RETRY;
         loop {

@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// Starts the program itself over a simulated cluster.
-async fn program() -> (Running, SocketAddr) {
+pub async fn program() -> (Running, SocketAddr) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let listen = address.to_string();
     let arguments = ["sandbox", "--listen", &listen];

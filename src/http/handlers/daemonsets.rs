@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::{
-    App, Freshness, etag,
+    App, Freshness, Writes, etag,
     extract::{From, InNamespace, Query, Target},
     negotiate::{Form, negotiate},
     page,
@@ -90,7 +90,7 @@ impl Permissions {
         let may = async |access| app.authority.may(caller, &access).await.map_err(AuthError::from);
         let patch = may(Access::patch_daemonset(key)).await?;
         Ok(Self {
-            roll_back: patch || may(Access::roll_back(key)).await?,
+            roll_back: app.writes == Writes::Allowed && (patch || may(Access::roll_back(key)).await?),
             patch,
             list_revisions: may(Access::list_revisions(&key.namespace)).await?,
             read_revisions: may(Access::get_revisions(&key.namespace)).await?,

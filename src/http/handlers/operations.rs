@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::{
-        App, MAX_BODY, Open,
+        App, MAX_BODY, Open, Writes,
         extract::{From, Query},
         problem::Problem,
     },
@@ -30,6 +30,8 @@ pub struct Version {
     /// Version of the API server; null until it has answered.
     #[schema(required, examples("v1.37.2"))]
     pub kubernetes_version: Option<String>,
+    /// Whether every rollback is refused: `--read-only`.
+    pub read_only: bool,
     pub limits: VersionLimits,
 }
 
@@ -59,6 +61,7 @@ pub async fn get_version(
         version: env!("CARGO_PKG_VERSION"),
         cluster: app.cluster_name.clone(),
         kubernetes_version: app.health.version(),
+        read_only: app.writes == Writes::Refused,
         limits: VersionLimits {
             max_body_bytes: MAX_BODY,
             max_reason_characters: super::rollback::MAX_REASON,

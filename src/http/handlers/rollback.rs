@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        App, Depth,
+        App, Depth, Writes,
         caller::Source,
         edge::Id,
         etag::{etag, precondition},
@@ -254,6 +254,9 @@ pub async fn roll_back(
     headers: HeaderMap,
     Json(body): Json<Body>,
 ) -> Result<Response, Problem> {
+    if app.writes == Writes::Refused {
+        return Err(Problem::new(Kind::ReadOnly, "this rollbackd is read-only: it makes no rollbacks"));
+    }
     let form = negotiate(&headers, &[Form::Json, Form::Text])?;
     let wait = prefer::wait(&headers)?;
     let terms = Terms { key: idempotency::key(&headers)?, wait };

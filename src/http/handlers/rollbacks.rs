@@ -288,6 +288,7 @@ pub async fn list_rollbacks(
         )),
         (status = 204, description = "The stream that `Last-Event-ID` speaks of has ended"),
         (status = 404, description = "No such rollback, or none that the caller may see", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many event streams are open, in total or of this user", body = ProblemBody, content_type = "application/problem+json"),
         (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The audit store is out of reach", body = ProblemBody, content_type = "application/problem+json"),
     ),
@@ -319,7 +320,10 @@ pub async fn get_rollback(
     }
     let right = (!caller.asked_for(&recorded)).then(|| Access::get_daemonset(&recorded.key));
     Ok(match states {
-        Some(states) => sse::response(sse::rollback(app, states, depth, caller, right)),
+        Some(states) => {
+            let permit = app.streams.open(caller.user())?;
+            sse::response(sse::rollback(app, states, depth, (caller, permit), right))
+        }
         None if sse::last_event_id(&headers) == Some(&sse::rollback_event_id(&recorded)) => {
             StatusCode::NO_CONTENT.into_response()
         }

@@ -163,6 +163,7 @@ pub struct StatusQuery {
         (status = 204, description = "The stream that `Last-Event-ID` speaks of has ended"),
         (status = 404, description = "No such DaemonSet", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The generation has not been made", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many event streams are open, in total or of this user", body = ProblemBody, content_type = "application/problem+json"),
         (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The cluster has not been seen yet, or not for long, or the generation not yet", body = ProblemBody, content_type = "application/problem+json"),
     ),
@@ -199,7 +200,10 @@ pub async fn get_rollout_status(
         Form::EventStream if sse::has_ended(&headers, &frame.daemonset) => {
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        Form::EventStream => Ok(sse::response(sse::rollout(app, key, listener, pinned, caller, right))),
+        Form::EventStream => {
+            let permit = app.streams.open(caller.user())?;
+            Ok(sse::response(sse::rollout(app, key, listener, pinned, (caller, permit), right)))
+        }
         Form::Text => {
             let view = view();
             let note = view.note.filter(|_| view.update_strategy == UpdateStrategy::OnDelete);

@@ -29,7 +29,12 @@ impl Running {
 
     /// As [`Running::start`], of a command that a test has prepared.
     pub fn spawn(command: &mut Command) -> Self {
-        let started = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        Self::spawn_with(command, Stdio::null())
+    }
+
+    /// As [`Running::spawn`], with this as standard error. A pipe is not read.
+    pub fn spawn_with(command: &mut Command, stderr: Stdio) -> Self {
+        let started = command.stdout(Stdio::piped()).stderr(stderr).spawn();
         let mut child = started.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = child.stdout.take().expect("stdout is piped");
         let stdout = tokio::process::ChildStdout::from_std(stdout).expect("it can be read");
@@ -80,6 +85,16 @@ impl Running {
     pub fn kill(&mut self) {
         self.signal("KILL");
         let _ = self.child.wait();
+    }
+
+    /// Its pipe of standard error.
+    pub fn stderr(&mut self) -> std::process::ChildStderr {
+        self.child.stderr.take().expect("stderr is piped")
+    }
+
+    /// Whether it has ended, and if so, whether it was content.
+    pub fn has_ended(&mut self) -> Option<bool> {
+        self.child.try_wait().expect("it is ours").map(|status| status.success())
     }
 
     /// Asks it to end, and waits until it has ended; says whether it was content.
