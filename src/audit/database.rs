@@ -30,6 +30,8 @@ const ALIVE: Duration = Duration::from_secs(1);
 
 /// Most connections for writing, and as many for reading.
 const CONNECTIONS: u32 = 4;
+/// Most connections for lists.
+const LISTS: u32 = 2;
 
 /// Each write durable when it is answered. While the disk can only be read SQLite opens the file all the same, and
 /// that connection could never write, so that it is no use.
@@ -62,7 +64,11 @@ pub(super) enum Engine {
 pub(super) struct Database {
     pub engine: Engine,
     pub write: AnyPool,
+    /// For one record or one number, which rollbacks wait for.
     pub read: AnyPool,
+    /// For lists, which callers may ask for as often as they like: they wait for each other, and nothing else waits
+    /// for them.
+    pub lists: AnyPool,
     /// For signs of life, which must not wait behind anything else.
     pub pulse: AnyPool,
     /// The files, if there are any.
@@ -123,7 +129,7 @@ impl Database {
     /// Uses another password for connections that are made from now on.
     pub fn use_password_of(&self, url: &StoreUrl) -> Result<(), StoreError> {
         let options = AnyConnectOptions::from_str(url.secret())?;
-        for pool in [&self.write, &self.read, &self.pulse] {
+        for pool in [&self.write, &self.read, &self.lists, &self.pulse] {
             pool.set_connect_options(options.clone());
         }
         Ok(())
@@ -132,6 +138,7 @@ impl Database {
     /// Closes all connections, or leaves those behind that do not answer.
     pub async fn close(&self) {
         let closing = async {
+            self.lists.close().await;
             self.read.close().await;
             // The last connection to SQLite's file puts all into it that stands beside it; one that only reads can't.
             self.pulse.close().await;
@@ -175,15 +182,16 @@ async fn sqlite(text: &str, in_memory: bool) -> Result<Database, StoreError> {
     let kept = |most| pool(most).min_connections(1).idle_timeout(None).max_lifetime(None);
     let write = in_each_session(kept(1), SQLITE_WRITER).connect(&with_mode("rwc")).await?;
     schema::bring_up_to_date(Engine::Sqlite, &mut *write.acquire().await?).await?;
-    let read = if in_memory {
+    let (read, lists) = if in_memory {
         // Another connection to it would meet the locks of a shared cache.
-        write.clone()
+        (write.clone(), write.clone())
     } else {
-        in_each_session(kept(2), SQLITE_READER).connect(&with_mode("ro")).await?
+        let reader = |most| in_each_session(kept(most), SQLITE_READER);
+        (reader(2).connect(&with_mode("ro")).await?, reader(LISTS).connect(&with_mode("ro")).await?)
     };
     let place = file.as_deref().map(Place::of).transpose().map_err(sqlx::Error::Io)?;
     let pulse = write.clone();
-    Ok(Database { engine: Engine::Sqlite, write, read, pulse, place, _lock: Arc::new(lock) })
+    Ok(Database { engine: Engine::Sqlite, write, read, lists, pulse, place, _lock: Arc::new(lock) })
 }
 
 async fn postgres(url: &str) -> Result<Database, StoreError> {
@@ -203,8 +211,9 @@ async fn postgres(url: &str) -> Result<Database, StoreError> {
     };
     let write = connect(CONNECTIONS, WRITES).await?;
     let read = connect(CONNECTIONS, IS_PRIMARY).await?;
+    let lists = connect(LISTS, IS_PRIMARY).await?;
     let pulse = connect(1, WRITES).await?;
-    Ok(Database { engine: Engine::Postgres, write, read, pulse, place: None, _lock: Arc::default() })
+    Ok(Database { engine: Engine::Postgres, write, read, lists, pulse, place: None, _lock: Arc::default() })
 }
 
 fn pool(connections: u32) -> AnyPoolOptions {

@@ -27,7 +27,7 @@ pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
 pub use export::{ExportError, export};
 pub use keys::{NewKey, UsedKey};
 pub use ownership::PendingReturn;
-pub use query::{EntryFilter, Order, RollbackFilter, Sequence};
+pub use query::{EntryFilter, Order, RollbackFilter, RollbackScope, Sequence};
 pub use store::{Store, StoreError};
 pub use trouble::Trouble;
 pub use url::{InvalidStoreUrl, StoreUrl};

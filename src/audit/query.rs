@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{Action, Outcome};
 use crate::domain::{
-    key::{Name, Namespace},
+    key::{Key, Name, Namespace},
     rollback::RollbackState,
 };
 
@@ -50,4 +50,15 @@ pub struct RollbackFilter {
     pub since: Option<Timestamp>,
     /// Only older than this one.
     pub before: Option<Uuid>,
+    /// Only these.
+    pub within: Option<RollbackScope>,
+}
+
+/// Rollbacks that one caller sees: those of the namespaces and DaemonSets named, and the caller's own.
+#[derive(Clone, Debug, Default)]
+pub struct RollbackScope {
+    pub namespaces: Vec<Namespace>,
+    pub daemonsets: Vec<Key>,
+    /// The caller, as the user for whom they were made.
+    pub asker: Option<String>,
 }

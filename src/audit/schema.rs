@@ -35,18 +35,18 @@ fn migrator(engine: Engine) -> Migrator {
                 "claims and retention",
                 include_str!("migrations/sqlite/0004_claims_and_retention.sql"),
             ),
+            migration(5, "indexes and outbox", include_str!("migrations/sqlite/0005_indexes_and_outbox.sql")),
             migration(6, "ownership returns", include_str!("migrations/sqlite/0006_ownership_returns.sql")),
         ],
-        Engine::Postgres => {
-            vec![
-                migration(4, "store", include_str!("migrations/postgres/0004_store.sql")),
-                migration(
-                    6,
-                    "ownership returns",
-                    include_str!("migrations/postgres/0006_ownership_returns.sql"),
-                ),
-            ]
-        }
+        Engine::Postgres => vec![
+            migration(4, "store", include_str!("migrations/postgres/0004_store.sql")),
+            migration(
+                5,
+                "indexes and outbox",
+                include_str!("migrations/postgres/0005_indexes_and_outbox.sql"),
+            ),
+            migration(6, "ownership returns", include_str!("migrations/postgres/0006_ownership_returns.sql")),
+        ],
     };
     // What a newer version has added is judged below.
     Migrator { migrations: all.into(), ignore_missing: true, ..Migrator::DEFAULT }

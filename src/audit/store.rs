@@ -137,7 +137,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let record = record(rollback)?;
         let insert = format!(
-            "INSERT INTO rollbacks (id, state, open, namespace, name, actor, requested_at, record, holder, epoch, lease) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, {})",
+            "INSERT INTO rollbacks (id, state, open, namespace, name, actor, requested_at, record, holder, epoch, asker, lease) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, {})",
             self.lease()
         );
         let head = self.measured(async {
@@ -161,6 +161,7 @@ impl Store {
                 .bind(record)
                 .bind(&self.holder)
                 .bind(rollback.epoch)
+                .bind(&rollback.origin.asker().user)
                 .execute(&mut *transaction)
                 .await?;
             let head = chain::append(&mut transaction, head, entry).await?;

@@ -142,7 +142,7 @@ impl Arrival {
 }
 
 impl Caller {
-    /// Name of the user whose rights decide; none where callers are not authenticated.
+    /// The user whose rights decide; `None` with `--auth none`.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.subject.as_ref().map(|subject| subject.identity.actor.user.as_str())
@@ -151,7 +151,7 @@ impl Caller {
     /// Whether it asked for a rollback, or somebody did so for it.
     #[must_use]
     pub fn asked_for(&self, rollback: &Rollback) -> bool {
-        let asker = rollback.origin.on_behalf_of.as_ref().unwrap_or(&rollback.origin.requested_by);
+        let asker = rollback.origin.asker();
         self.subject.as_ref().is_none_or(|subject| {
             let me = &subject.identity.actor;
             // A name that was given away again has another uid.

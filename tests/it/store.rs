@@ -1,12 +1,13 @@
 //! The store by itself, the same tests on both engines; and what only several processes on one PostgreSQL do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use futures_util::{StreamExt, future::join_all, stream};
 use jiff::Timestamp;
 use rollbackd::{
     audit::{
-        Action, Entry, EntryFilter, NewKey, Order, Outcome, RollbackFilter, Store, StoreError, StoreUrl,
+        Action, Entry, EntryFilter, NewKey, Order, Outcome, RollbackFilter, RollbackScope, Store, StoreError,
+        StoreUrl,
     },
     domain::{
         actor::Actor,
@@ -117,6 +118,8 @@ on_both_engines! {
     many_at_once_leave_one_whole_chain
     who_has_lost_a_rollback_writes_nothing_to_it
     released_rollbacks_are_free_at_once
+    a_list_of_rollbacks_is_limited_to_what_its_caller_sees
+    lists_keep_no_rollback_waiting
     what_the_next_version_adds_hurts_nobody
     a_store_that_needs_a_newer_version_is_left_alone_with_one_line
     the_store_refuses_to_change_its_audit
@@ -277,12 +280,16 @@ async fn entries_are_read_back_as_written_by_every_filter_order_and_page(place: 
         ..entry(31)
     };
     store.append(&denied).await.unwrap();
-    let namespaces: BTreeSet<(String, bool)> =
-        store.namespaces().await.unwrap().into_iter().map(|(name, more)| (name.to_string(), more)).collect();
-    let mut expected: BTreeSet<(String, bool)> =
-        written.iter().flat_map(|(_, entry)| &entry.namespace).map(|name| (name.to_string(), true)).collect();
-    expected.insert(("nowhere".to_owned(), false));
-    assert_eq!(namespaces, expected);
+    let mut expected: HashSet<Namespace> =
+        written.iter().filter_map(|(_, entry)| entry.namespace.clone()).collect();
+    let others = |names: &[&str]| names.iter().map(|name| namespace(name).unwrap()).collect::<HashSet<_>>();
+    let audited =
+        async |names: &[&str], limit| store.audited_namespaces(&others(names), limit).await.unwrap();
+    // Those that have only denials are asked for by name.
+    assert_eq!(audited(&["never"], 100).await, expected);
+    assert_eq!(audited(&[], 2).await.len(), 2);
+    expected.insert(namespace("nowhere").unwrap());
+    assert_eq!(audited(&["never", "nowhere", "n1"], 100).await, expected);
     place.assert_whole(31).await;
 }
 
@@ -336,6 +343,89 @@ async fn rollbacks_are_read_back_as_written_by_every_filter_and_page(place: Plac
     let open: Vec<_> = open.into_iter().map(|open| open.rollback).collect();
     assert_eq!(open, progressing.cloned().collect::<Vec<_>>());
     place.assert_whole(48).await;
+}
+
+async fn a_list_of_rollbacks_is_limited_to_what_its_caller_sees(place: Place) {
+    let store = place.open().await;
+    let mut written = Vec::new();
+    for number in 1..=24 {
+        let mut rollback = rollback(number);
+        begin(&store, &rollback).await.unwrap();
+        advance(&store, &mut rollback, RollbackState::Failed).await.unwrap();
+        written.push(rollback);
+    }
+    // As an earlier version, running beside this one, writes it.
+    let earlier = &written[6];
+    let mut raw = place.raw().await;
+    let sql = format!("UPDATE rollbacks SET asker = '' WHERE id = '{}'", earlier.id);
+    raw.execute(AssertSqlSafe(sql)).await.unwrap();
+
+    let keys: BTreeSet<Key> = written.iter().map(|rollback| rollback.key.clone()).collect();
+    let found = async |namespace: Option<&Namespace>, name: Option<&Name>, limit| {
+        store.rolled_back(namespace, name, limit).await.unwrap()
+    };
+    assert_eq!(found(None, None, 100).await, keys.iter().cloned().collect::<Vec<_>>());
+    assert_eq!(found(None, None, 5).await, keys.iter().take(5).cloned().collect::<Vec<_>>());
+    let one = key(1);
+    let of = |is: &dyn Fn(&&Key) -> bool| keys.iter().filter(is).cloned().collect::<Vec<_>>();
+    assert_eq!(found(Some(&one.namespace), None, 100).await, of(&|key| key.namespace == one.namespace));
+    assert_eq!(found(None, Some(&one.name), 100).await, of(&|key| key.name == one.name));
+
+    let (namespaces, daemonsets) = (vec![key(2).namespace], vec![key(1), key(3)]);
+    for (scope, is) in [
+        (RollbackScope::default(), (&|_: &&Rollback| false) as &dyn Fn(&&Rollback) -> bool),
+        (RollbackScope { namespaces: namespaces.clone(), ..RollbackScope::default() }, &|it| {
+            namespaces.contains(&it.key.namespace)
+        }),
+        (
+            RollbackScope { namespaces: namespaces.clone(), daemonsets: daemonsets.clone(), asker: None },
+            &|it| namespaces.contains(&it.key.namespace) || daemonsets.contains(&it.key),
+        ),
+        (RollbackScope { asker: Some("somebody".into()), ..RollbackScope::default() }, &|it| {
+            it.origin.asker().user == "somebody"
+        }),
+        (
+            RollbackScope {
+                asker: Some("user-1".into()),
+                daemonsets: daemonsets.clone(),
+                namespaces: vec![],
+            },
+            &|it| it.origin.asker().user == "user-1" || daemonsets.contains(&it.key),
+        ),
+    ] {
+        let expected: Vec<_> = written.iter().rev().filter(is).cloned().collect();
+        let filter = RollbackFilter { within: Some(scope), ..RollbackFilter::default() };
+        assert_eq!(store.rollbacks(&filter, 100).await.unwrap(), expected, "{filter:?}");
+    }
+}
+
+/// However many lists are asked for, a rollback does not wait for the last of them.
+async fn lists_keep_no_rollback_waiting(place: Place) {
+    let store = place.open().await;
+    let mut raw = place.raw().await;
+    let fill =
+        "INSERT INTO audit (sequence, time, action, outcome, namespace, name, actor, entry, previous, hash) ";
+    let numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000) ";
+    let (fill, numbers) = match &place {
+        Place::Sqlite(_) => (format!("{numbers}{fill}"), ""),
+        Place::Postgres(_) => (fill.to_owned(), numbers),
+    };
+    let sql =
+        format!("{fill}{numbers}SELECT i, '', 'rollback.denied', '', 'n', '', 'user', '{{}}', '', '' FROM n");
+    raw.execute(AssertSqlSafe(sql)).await.unwrap();
+    raw.execute("UPDATE audit_head SET sequence = 30000").await.unwrap();
+
+    let nobodys = EntryFilter { actor: Some("nobody".into()), ..EntryFilter::default() };
+    let lists = (0..200).map(|_| {
+        let (store, nobodys) = (store.clone(), nobodys.clone());
+        tokio::spawn(async move { store.entries(&nobodys, Order::NewestFirst { before: None }, 100).await })
+    });
+    let lists: Vec<_> = lists.collect();
+    let begun = rollback(1);
+    begin(&store, &begun).await.unwrap();
+    assert_eq!(store.rollback(begun.id).await.unwrap(), Some(begun));
+    assert!(lists.iter().any(|list| !list.is_finished()), "the rollback has waited for all lists");
+    lists.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 async fn of_one_daemonset_one_rollback_is_undecided(place: Place) {
@@ -528,7 +618,7 @@ async fn what_the_next_version_adds_hurts_nobody(place: Place) {
         "ALTER TABLE audit ADD COLUMN cause TEXT".into(),
         "CREATE TABLE causes (cause TEXT NOT NULL)".into(),
         format!(
-            "INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) VALUES (5, 'causes', {time}, TRUE, {checksum}, 1)"
+            "INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) VALUES (1000, 'causes', {time}, TRUE, {checksum}, 1)"
         ),
     ] {
         next.execute(AssertSqlSafe(sql)).await.unwrap();

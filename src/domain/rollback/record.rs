@@ -78,6 +78,14 @@ pub struct Origin {
     pub source: Option<String>,
 }
 
+impl Origin {
+    /// The user for whom the rollback is made: the one on whose behalf it was asked for, else the one who asked.
+    #[must_use]
+    pub fn asker(&self) -> &Actor {
+        self.on_behalf_of.as_ref().unwrap_or(&self.requested_by)
+    }
+}
+
 /// A revision as a rollback names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]

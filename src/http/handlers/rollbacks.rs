@@ -7,6 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use futures_util::{StreamExt, TryStreamExt};
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,8 @@ use super::{
     daemonsets::{NoQuery, link},
 };
 use crate::{
-    audit::RollbackFilter,
-    auth::{AuthError, Caller},
+    audit::{RollbackFilter, RollbackScope},
+    auth::{AuthError, Caller, Seen},
     domain::{
         access::Access,
         actor::Actor,
@@ -162,11 +163,52 @@ async fn sees(app: &App, caller: &Caller, rollback: &Rollback) -> Result<bool, P
     Ok(false)
 }
 
-/// DaemonSets that one request may ask about in vain.
+/// DaemonSets that one request may ask about by name.
 const UNSEEN: usize = 1000;
+/// Of those, so many at once.
+const AT_ONCE: usize = 8;
+/// DaemonSets that are looked up for a caller without a right to all.
+const CANDIDATES: u32 = 10_000;
 
 /// How many rollbacks are read at once where some on the way can't be shown.
 const LATER_BATCH: u32 = 1000;
+
+/// The rollbacks that the caller sees, if not all: their own, and those of DaemonSets that they may read.
+async fn scope(
+    app: &App,
+    caller: &Caller,
+    filter: &RollbackFilter,
+) -> Result<Option<RollbackScope>, Problem> {
+    let may = async |right| app.authority.may(caller, &right).await.map_err(AuthError::from);
+    if may(Access::get_daemonsets(None)).await? {
+        return Ok(None);
+    }
+    let too_many = || AuthError::TooManyNamespaces(caller.denied(Access::get_daemonsets(None)));
+    let (namespace, name) = (filter.namespace.as_ref(), filter.name.as_ref());
+    let recorded = app.store.rolled_back(namespace, name, CANDIDATES).await?;
+    if recorded.len() == CANDIDATES as usize {
+        return Err(too_many().into());
+    }
+    let namespaces = recorded.iter().map(|key| key.namespace.clone()).collect();
+    let whole = match app.authority.seen_by(caller, Access::get_daemonsets, namespaces).await {
+        Ok(Seen::All) => return Ok(None),
+        Ok(Seen::Only(namespaces)) => namespaces,
+        Err(AuthError::Denied(_)) => HashSet::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let others: Vec<_> = recorded.into_iter().filter(|key| !whole.contains(&key.namespace)).collect();
+    if others.len() > UNSEEN {
+        return Err(too_many().into());
+    }
+    let asking = others.into_iter().map(async |key| {
+        let allowed = may(Access::get_daemonset(&key)).await?;
+        Ok::<_, Problem>(allowed.then_some(key))
+    });
+    let answers = futures_util::stream::iter(asking).buffer_unordered(AT_ONCE);
+    let daemonsets = answers.try_filter_map(async |allowed| Ok(allowed)).try_collect().await?;
+    let asker = caller.user().map(ToOwned::to_owned);
+    Ok(Some(RollbackScope { namespaces: whole.into_iter().collect(), daemonsets, asker }))
+}
 
 /// The first rollbacks that the caller sees, at most `limit`: on until they are found or all are read, since where
 /// the reading ends must not tell of what the caller may not see.
@@ -176,26 +218,20 @@ async fn visible(
     mut filter: RollbackFilter,
     limit: u32,
 ) -> Result<Vec<Rollback>, Problem> {
+    filter.within = scope(app, caller, &filter).await?;
     let mut seen = Vec::new();
-    let mut unseen = HashSet::new();
     let mut batch = limit;
     loop {
         let found = app.store.rollbacks(&filter, batch).await?;
         let all = found.len() < batch as usize;
         filter.before = found.last().map(|rollback| rollback.id);
         for rollback in found {
-            if unseen.contains(&rollback.key) && !caller.asked_for(&rollback) {
-                continue;
-            }
+            // One by a user of the same name and another uid is not the caller's.
             if sees(app, caller, &rollback).await? {
                 seen.push(rollback);
                 if seen.len() == limit as usize {
                     return Ok(seen);
                 }
-            } else if unseen.len() == UNSEEN {
-                return Err(AuthError::TooManyNamespaces(caller.denied(Access::get_daemonsets(None))).into());
-            } else {
-                unseen.insert(rollback.key);
             }
         }
         if all {
@@ -255,6 +291,7 @@ pub async fn list_rollbacks(
         actor: query.actor.clone(),
         since: time("since", query.since.as_deref())?,
         before,
+        within: None,
     };
     let most = limit as usize;
     let mut seen = visible(&app, &caller, filter, limit + 1).await?;
