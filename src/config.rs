@@ -154,6 +154,15 @@ pub struct ServeArgs {
     #[arg(long, env = "ROLLBACKD_AUDIT_RETENTION", value_name = "DURATION", value_parser = retention, allow_hyphen_values = true)]
     pub audit_retention: Option<SignedDuration>,
 
+    /// How many audit entries about requests that changed nothing (denials, refusals, dry runs) one caller may leave
+    /// in 10 minutes, of each action; more are summed up
+    #[arg(long, env = "ROLLBACKD_AUDIT_LIMIT_PER_CALLER", value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000), allow_negative_numbers = true)]
+    pub audit_limit_per_caller: u32,
+
+    /// How many of them all callers together may leave in 10 minutes, of each action; more are summed up
+    #[arg(long, env = "ROLLBACKD_AUDIT_LIMIT", value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000), allow_negative_numbers = true)]
+    pub audit_limit: u32,
+
     /// How callers are authenticated
     #[arg(long, env = "ROLLBACKD_AUTH", default_value = "kubernetes")]
     pub auth: AuthMode,
@@ -286,6 +295,8 @@ impl SandboxArgs {
             kubeconfig: None,
             store: self.store.clone().unwrap_or_else(StoreUrl::in_memory).into(),
             audit_retention: None,
+            audit_limit_per_caller: 30,
+            audit_limit: 300,
             auth: AuthMode::Sandbox,
             audience: String::new(),
             accept_api_server_audience: false,
@@ -466,6 +477,10 @@ mod tests {
             ("--audit-retention", "-1d"),
             ("--audit-retention", "23h"),
             ("--audit-retention", "1 month"),
+            ("--audit-limit-per-caller", "0"),
+            ("--audit-limit-per-caller", "-1"),
+            ("--audit-limit", "0"),
+            ("--audit-limit", "many"),
             ("--drain-delay", "soon"),
             ("--max-connections", "0"),
             ("--max-streams", "0"),

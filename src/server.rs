@@ -62,7 +62,8 @@ pub struct Timing {
     pub certificate: Duration,
     pub reviews: Pace,
     pub patience: Patience,
-    pub quota: Quota,
+    /// In which audit entries about requests that changed nothing are counted.
+    pub audit_window: Duration,
     /// Between two looks for rollbacks that the cluster shows and the store lacks. Where several rollbackds with a
     /// record each share a cluster, none of them has all: `None` is for those.
     pub unrecorded: Option<Duration>,
@@ -77,7 +78,7 @@ impl Default for Timing {
             certificate: Duration::from_secs(10),
             reviews: Pace::default(),
             patience: Patience::default(),
-            quota: Quota::default(),
+            audit_window: Duration::from_secs(600),
             unrecorded: Some(Duration::from_secs(3600)),
             limits: Limits::default(),
         }
@@ -151,6 +152,8 @@ impl Server {
             kubeconfig: _,
             store,
             audit_retention,
+            audit_limit_per_caller,
+            audit_limit,
             auth,
             audience,
             accept_api_server_audience,
@@ -207,7 +210,11 @@ impl Server {
             authority: authority.clone(),
             cluster: cluster_name.clone(),
             patience: timing.patience,
-            quota: timing.quota,
+            quota: Quota {
+                per_caller: audit_limit_per_caller as usize,
+                total: audit_limit as usize,
+                window: timing.audit_window,
+            },
             field_ownership,
             metrics: metrics.clone(),
             tasks: tasks.clone(),

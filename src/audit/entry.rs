@@ -10,10 +10,14 @@ use crate::domain::{
     key::{Key, Name, Namespace},
     revision::RevisionNumber,
     rollback::{Mode, Origin, RevisionInfo, Rollback, RollbackState},
+    text::cut,
 };
 
 /// Version of the entry's format; what a version means never changes.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// Most bytes of a message. What the API server and its webhooks say has no limit.
+pub const MESSAGE: usize = 2048;
 
 /// One entry, without its sequence number, which the store gives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -228,7 +232,7 @@ impl Entry {
             time,
             action,
             outcome,
-            message,
+            message: cut(&message, MESSAGE).into_owned(),
             actor,
             on_behalf_of: None,
             reason: None,
@@ -247,6 +251,12 @@ impl Entry {
             duration_seconds: None,
             cut: None,
         }
+    }
+
+    /// The same with another message, which is truncated to [`MESSAGE`] bytes.
+    #[must_use]
+    pub fn with_message(self, message: &str) -> Self {
+        Self { message: cut(message, MESSAGE).into_owned(), ..self }
     }
 
     /// The entry that says what state a rollback has come to.

@@ -23,7 +23,7 @@ mod url;
 
 pub use chain::Head;
 pub use claims::{Open, PULSE};
-pub use entry::{Action, Entry, FORMAT_VERSION, Outcome};
+pub use entry::{Action, Entry, FORMAT_VERSION, MESSAGE, Outcome};
 pub use export::{ExportError, export};
 pub use keys::{NewKey, UsedKey};
 pub use ownership::PendingReturn;

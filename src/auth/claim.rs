@@ -82,7 +82,7 @@ impl Claim {
         if !groups.iter().any(|group| group == AUTHENTICATED) {
             groups.push(AUTHENTICATED.into());
         }
-        let actor = Actor { user: self.user.clone(), groups, uid: None };
+        let actor = Actor { user: self.user.clone(), groups, groups_omitted: 0, uid: None };
         Identity { actor, extra: BTreeMap::new() }
     }
 }

@@ -129,7 +129,7 @@ impl Arrival {
     #[must_use]
     pub fn actor(&self) -> Actor {
         match &self.who {
-            Who::Local => Actor { user: "local".into(), groups: Vec::new(), uid: None },
+            Who::Local => Actor { user: "local".into(), groups: Vec::new(), groups_omitted: 0, uid: None },
             Who::Owner { subject, .. } => subject.identity.actor.clone(),
         }
     }

@@ -74,7 +74,7 @@ pub(crate) fn revision_of(uid: &str, image: &str) -> Revision {
 
 /// A user without groups.
 pub(crate) fn actor(user: &str) -> Actor {
-    Actor { user: user.into(), groups: Vec::new(), uid: None }
+    Actor { user: user.into(), groups: Vec::new(), groups_omitted: 0, uid: None }
 }
 
 /// A rollback of `u1` from revision 2 to revision 1 that jane asked for.

@@ -22,6 +22,10 @@ pub const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-g
 
 /// Each of them is asked about.
 const MOST_GROUPS: usize = 64;
+/// Most characters of a name. Each is asked about, and recorded.
+const LONGEST_NAME: usize = 512;
+/// Most bytes of all groups together.
+const GROUPS: usize = 4096;
 
 /// Finds out who sent a request.
 ///
@@ -52,6 +56,10 @@ fn claim(headers: &HeaderMap) -> Result<Option<Claim>, Problem> {
         let detail = format!("expected at most {MOST_GROUPS} groups");
         return Err(Problem::header(Kind::InvalidRequest, IMPERSONATE_GROUP.as_str(), detail));
     }
+    if groups.iter().map(String::len).sum::<usize>() > GROUPS {
+        let detail = format!("expected at most {GROUPS} characters in all groups together");
+        return Err(Problem::header(Kind::InvalidRequest, IMPERSONATE_GROUP.as_str(), detail));
+    }
     match <[String; 1]>::try_from(user) {
         Ok([user]) => Ok(Some(Claim::new(user, groups))),
         Err(user) if user.is_empty() && groups.is_empty() => Ok(None),
@@ -62,14 +70,17 @@ fn claim(headers: &HeaderMap) -> Result<Option<Claim>, Problem> {
     }
 }
 
-/// All values of a header, each some text.
+/// All values of a header, each a name.
 fn texts(headers: &HeaderMap, name: &HeaderName) -> Result<Vec<String>, Problem> {
     let text = |value: &http::HeaderValue| {
-        let text = value.to_str().ok().filter(|text| !text.trim().is_empty());
+        let text = value.to_str().ok().filter(|text| !text.trim().is_empty() && text.len() <= LONGEST_NAME);
         text.map(ToOwned::to_owned)
     };
     let values: Option<Vec<String>> = headers.get_all(name).iter().map(text).collect();
-    let expected = || Problem::header(Kind::InvalidRequest, name.as_str(), "expected some ASCII text");
+    let expected = || {
+        let detail = format!("expected some ASCII text of at most {LONGEST_NAME} characters");
+        Problem::header(Kind::InvalidRequest, name.as_str(), detail)
+    };
     values.ok_or_else(expected)
 }
 
@@ -168,5 +179,15 @@ mod tests {
         assert_eq!(claim(&many), Ok(true));
         many.push((IMPERSONATE_GROUP, "a"));
         assert_eq!(claim(&many), Err(Kind::InvalidRequest));
+        let (longest, longer) = ("a".repeat(LONGEST_NAME), "a".repeat(LONGEST_NAME + 1));
+        assert_eq!(claim(&[(IMPERSONATE_USER, &longest)]), Ok(true));
+        assert_eq!(claim(&[(IMPERSONATE_USER, &longer)]), Err(Kind::InvalidRequest));
+        let user = (IMPERSONATE_USER, "alice");
+        assert_eq!(claim(&[user.clone(), (IMPERSONATE_GROUP, &longer)]), Err(Kind::InvalidRequest));
+        let mut groups = vec![(IMPERSONATE_GROUP, longest.as_str()); GROUPS / LONGEST_NAME];
+        groups.push(user);
+        assert_eq!(claim(&groups), Ok(true));
+        groups.push((IMPERSONATE_GROUP, "a"));
+        assert_eq!(claim(&groups), Err(Kind::InvalidRequest));
     }
 }

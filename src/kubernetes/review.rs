@@ -131,6 +131,7 @@ fn identity(user: UserInfo) -> Option<Identity> {
     let actor = Actor {
         user: user.username.filter(|name| !name.is_empty())?,
         groups: user.groups.unwrap_or_default(),
+        groups_omitted: 0,
         uid: user.uid.filter(|uid| !uid.is_empty()),
     };
     Some(Identity { actor, extra: user.extra.unwrap_or_default() })

@@ -308,7 +308,8 @@ mod tests {
 
     #[test]
     fn a_key_belongs_to_its_caller_and_to_whom_they_act_for() {
-        let actor = |user: &str| Actor { user: user.into(), groups: vec!["g".into()], uid: None };
+        let actor =
+            |user: &str| Actor { user: user.into(), groups: vec!["g".into()], groups_omitted: 0, uid: None };
         let origin = |by: &str, behalf: Option<&str>, request: &str| Origin {
             requested_by: actor(by),
             on_behalf_of: behalf.map(actor),

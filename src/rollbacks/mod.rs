@@ -36,7 +36,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Action, Entry, Store, StoreError},
+    audit::{Action, Entry, MESSAGE, Store, StoreError},
     auth::{AuthError, Authority},
     domain::{
         bookkeeping::FieldOwnership,
@@ -44,6 +44,7 @@ use crate::{
         key::Key,
         revision::RevisionNumber,
         rollback::{Origin, Refusal, RevisionInfo, Rollback, RollbackRequest, RollbackState, Warning},
+        text::cut,
     },
     kubernetes::{Cache, ClusterError, Events, Grant, Live},
     telemetry::{Metrics, causes},
@@ -424,7 +425,7 @@ impl Inner {
         let before = rollback.state;
         debug_assert!(before.may_become(next), "{before:?} may not become {next:?}");
         rollback.state = next;
-        rollback.message = message;
+        rollback.message = cut(&message, MESSAGE).into_owned();
         rollback.ended_at = next.is_final().then(now);
         before
     }

@@ -64,7 +64,12 @@ pub fn entry(number: i64) -> Entry {
         Name::parse(&format!("agent-{}", number % 7)).unwrap(),
     );
     let origin = Origin {
-        requested_by: Actor { user: format!("user-{}", number % 3), groups: vec!["g".into()], uid: None },
+        requested_by: Actor {
+            user: format!("user-{}", number % 3),
+            groups: vec!["g".into()],
+            groups_omitted: 0,
+            uid: None,
+        },
         on_behalf_of: None,
         reason: Some(format!("reason {number} \"quoted\" größe 🚀\n")),
         request_id: format!("request-{number}"),

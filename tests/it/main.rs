@@ -13,6 +13,7 @@ mod support;
 
 mod admission;
 mod architecture;
+mod audit_size;
 mod bodies;
 mod chain;
 mod cluster;

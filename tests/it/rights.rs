@@ -204,8 +204,8 @@ async fn denied_rollbacks_are_on_record_and_a_flood_of_them_is_summed_up() {
     let stranger = space.person("stranger", &[]).await;
     let auditor = space.person("auditor", &[Right::Audit]).await;
     let mut setup = Setup::guarded(ControlPlane::shared());
-    setup.timing.quota.entries = 2;
-    setup.timing.quota.window = Duration::from_secs(3600);
+    setup.flags = &["--audit-limit-per-caller", "2"];
+    setup.timing.audit_window = Duration::from_secs(3600);
     let mut rollbackd = Rollbackd::start_with(setup).await;
     let stranger = rollbackd.api.with_token(&stranger);
     for _ in 0..7 {
@@ -243,7 +243,7 @@ async fn denials_in_namespaces_that_are_made_up_keep_nobody_from_the_audit() {
     let stranger = space.person("stranger", &[]).await;
     let auditor = space.person("auditor", &[Right::Audit]).await;
     let mut setup = Setup::guarded(ControlPlane::shared());
-    setup.timing.quota.entries = 1000;
+    setup.flags = &["--audit-limit-per-caller", "1000", "--audit-limit", "1000"];
     let rollbackd = Rollbackd::start_with(setup).await;
     let stranger = rollbackd.api.with_token(&stranger);
     stranger.post(&rollback(&space), &json!({})).await.problem(403, "forbidden");

@@ -142,8 +142,12 @@ fn time(second: u64) -> Timestamp {
 
 /// A rollback of [`key`]`(number)`, in the first state.
 fn rollback(number: u64) -> Rollback {
-    let actor =
-        |user: String| Actor { user, groups: vec!["g".into(), "größe 🚀".into()], uid: Some("u".into()) };
+    let actor = |user: String| Actor {
+        user,
+        groups: vec!["g".into(), "größe 🚀".into()],
+        groups_omitted: 0,
+        uid: Some("u".into()),
+    };
     let revision = |number| RevisionInfo {
         revision: RevisionNumber(number),
         controller_revision: format!("agent-{number}"),

@@ -19,6 +19,7 @@ use super::{
         problem::{Problem, ProblemBody},
     },
     daemonsets::NoQuery,
+    entries::Reading,
 };
 use crate::{
     audit::{Action, Entry, EntryFilter, Head, Order, Outcome, Sequence},
@@ -121,18 +122,14 @@ pub async fn list_audit_entries(
         (after, _) => Order::OldestFirst { after: last.or(after).unwrap_or_default() },
     };
     let filter = EntryFilter { within: within(&app, &caller, &query).await?, ..query.filter()? };
-    let mut entries = app.store.entries(&filter, order, limit.saturating_add(1)).await?;
-    let more = entries.len() > limit as usize;
-    entries.truncate(limit as usize);
-    let next = entries.last().filter(|_| more).map(|(sequence, _)| page::token(sequence, &query));
-    let items: Vec<AuditEntry> =
-        entries.into_iter().map(|(sequence, entry)| AuditEntry { sequence, entry }).collect();
-    if !export {
-        return Ok(JsonAnswer(AuditList { items, next }).into_response());
+    if export {
+        let reading = Reading::begin(app.store.clone(), filter, order, limit).await?;
+        let content_type = Form::NdJson.content_type();
+        return Ok(([(header::CONTENT_TYPE, content_type)], reading.into_lines()).into_response());
     }
-    let lines = items.iter().map(|item| serde_json::to_string(item).map(|line| line + "\n"));
-    let body: String = lines.collect::<Result<_, _>>().expect("an entry has string keys");
-    Ok(([(header::CONTENT_TYPE, Form::NdJson.content_type())], body).into_response())
+    let reading = Reading::begin(app.store.clone(), filter, order, limit + 1).await?;
+    let content_type = [(header::CONTENT_TYPE, "application/json")];
+    Ok((content_type, reading.into_list(limit, query)).into_response())
 }
 
 /// Get the audit's head

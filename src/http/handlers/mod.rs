@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod daemonsets;
+mod entries;
 pub mod operations;
 pub mod revisions;
 pub mod rollback;

@@ -262,8 +262,8 @@ pub async fn roll_back(
     let terms = Terms { key: idempotency::key(&headers)?, wait };
     let request = body.check(app.require_reason, precondition(&headers)?)?;
     let origin = Origin {
-        requested_by: arrival.actor(),
-        on_behalf_of: arrival.on_behalf_of(),
+        requested_by: arrival.actor().for_record(),
+        on_behalf_of: arrival.on_behalf_of().map(Actor::for_record),
         reason: request.reason.clone(),
         request_id,
         source: Some(source.to_string()),
