@@ -113,10 +113,23 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
-    /// A hash that GET /audit/head or the log once showed, and which must be in the audit: tells a cut end, and an
-    /// audit that was rewritten whole
-    #[arg(long, value_name = "HASH")]
+    /// A head that GET /audit/head or the log once showed, and which must be in the audit: tells a cut end, and an
+    /// audit that was rewritten whole. HASH alone does, too
+    #[arg(long, value_name = "SEQUENCE:HASH")]
     pub anchor: Option<Anchor>,
+
+    /// The --audit-retention that the audit was kept with: what was pruned must have been that old
+    #[arg(long, value_name = "DURATION", value_parser = retention, allow_hyphen_values = true)]
+    pub retention: Option<SignedDuration>,
+
+    /// Name of a trigger on the store's tables that is no finding, such as one of replication; repeatable
+    #[arg(
+        long = "known-trigger",
+        env = "ROLLBACKD_KNOWN_TRIGGER",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub known_triggers: Vec<String>,
 }
 
 /// Flags of `rollbackd audit export`.
@@ -542,15 +555,27 @@ mod tests {
     #[test]
     fn an_anchor_is_a_hash_and_a_store_has_a_path() {
         let (hash, no_hash) = ("0".repeat(64), "g".repeat(64));
-        let line = |flag, value| Cli::try_parse_from(["rollbackd", "audit", "verify", flag, value]);
-        for (flag, value) in
-            [("--anchor", ""), ("--anchor", &hash[1..]), ("--anchor", &no_hash), ("--store", "x")]
-        {
+        let line = |flag: &str, value: &str| {
+            Cli::try_parse_from(["rollbackd", "audit", "verify", flag, value].map(str::to_owned))
+        };
+        for (flag, value) in [
+            ("--anchor", ""),
+            ("--anchor", &hash[1..]),
+            ("--anchor", &no_hash),
+            ("--anchor", &format!(":{hash}")),
+            ("--anchor", &format!("-1:{hash}")),
+            ("--anchor", &format!("1:1:{hash}")),
+            ("--anchor", "12:"),
+            ("--retention", "1h"),
+            ("--store", "x"),
+        ] {
             let error = line(flag, value).unwrap_err().to_string();
             assert!(error.contains(flag), "{flag} {value}: {error}");
         }
         line("--anchor", &hash).unwrap();
         line("--anchor", &hash.replace("00", "aB")).unwrap();
+        line("--anchor", &format!("12:{hash}")).unwrap();
+        line("--retention", "400d").unwrap();
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rollbackd::{
     config::{AuditCommand, Cli, Command, ExportArgs, VerifyArgs},
     http::openapi,
     server, telemetry,
-    verifier::{verify_export, verify_store},
+    verifier::{AnchorPlace, Checks, verify_export, verify_store},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -85,20 +85,21 @@ async fn until_signalled<S: Future<Output = anyhow::Result<()>>>(
 
 #[tokio::main(flavor = "current_thread")]
 async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
-    let VerifyArgs { store, file, anchor } = args;
+    let VerifyArgs { store, file, anchor, retention, known_triggers } = args;
+    let checks = Checks { anchor, retention, known_triggers };
     let (what, report) = match file {
         Some(file) if file == Path::new("-") => {
-            ("standard input".to_owned(), verify_export(io::stdin().lock(), anchor)?)
+            ("standard input".to_owned(), verify_export(io::stdin().lock(), &checks)?)
         }
         Some(file) => {
             let what = file.display().to_string();
             let lines = File::open(file).with_context(|| format!("--file {what}"))?;
-            let report = verify_export(BufReader::new(lines), anchor);
+            let report = verify_export(BufReader::new(lines), &checks);
             (what.clone(), report.with_context(|| format!("--file {what}"))?)
         }
         None => {
             let store = store.url()?;
-            let report = verify_store(store.secret(), anchor).await;
+            let report = verify_store(store.secret(), &checks).await;
             (store.to_string(), report.with_context(|| format!("--store {store}"))?)
         }
     };
@@ -119,6 +120,13 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
     if let Some(last) = report.cut {
         writeln!(told, "entries 1 to {last} were cut off, as its last audit.cut says")
             .context("standard output")?;
+    }
+    if let Some(AnchorPlace::Pruned(last)) = report.anchor {
+        writeln!(
+            told,
+            "the anchor is entry {last}, which was pruned: it says where the audit begins, and nothing of what is in it"
+        )
+        .context("standard output")?;
     }
     Ok(())
 }

@@ -411,7 +411,8 @@ async fn part(store: &Store) {
 }
 
 fn log_head(head: &Head) {
-    tracing::info!(sequence = head.sequence, hash = head.hash, "the audit's head");
+    let anchor = format!("{}:{}", head.sequence, head.hash);
+    tracing::info!(sequence = head.sequence, hash = head.hash, anchor, "the audit's head");
 }
 
 fn open(anonymous: Anonymous) -> Open {

@@ -82,6 +82,9 @@ pub struct Entry {
     /// The last entry that was cut off the old end, where the entry says that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<Head>,
+    /// Time of the newest entry that was cut off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_cut: Option<Timestamp>,
 }
 
 /// What an entry is about.
@@ -216,13 +219,18 @@ impl Entry {
 
     /// The entry that says up to which one all were cut.
     #[must_use]
-    pub fn of_cut(cut: Head, first: Sequence, older_than: Timestamp, time: Timestamp) -> Self {
+    pub fn of_cut(
+        cut: Head,
+        (first, newest): (Sequence, Option<Timestamp>),
+        older_than: Timestamp,
+        time: Timestamp,
+    ) -> Self {
         let message = format!(
             "entries {first} to {} were cut: older than {older_than}, as --audit-retention says",
             cut.sequence
         );
         let cut_off = (Action::Cut, Outcome::Success);
-        Self { cut: Some(cut), ..Self::bare(cut_off, Actor::rollbackd(), message, time) }
+        Self { cut: Some(cut), newest_cut: newest, ..Self::bare(cut_off, Actor::rollbackd(), message, time) }
     }
 
     /// What every entry has.
@@ -250,6 +258,7 @@ impl Entry {
             count: None,
             duration_seconds: None,
             cut: None,
+            newest_cut: None,
         }
     }
 

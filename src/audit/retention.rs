@@ -37,6 +37,7 @@ impl Store {
             if count < BATCH && *oldest >= due {
                 return Ok(None);
             }
+            let newest = old.iter().take(count).filter_map(|(_, _, time)| time.parse().ok()).max();
             let end = Head { sequence: *last, hash: hash.clone() };
             sqlx::query("UPDATE audit_start SET sequence = $1, hash = $2")
                 .bind(end.sequence)
@@ -47,7 +48,7 @@ impl Store {
                 .bind(end.sequence)
                 .execute(&mut *transaction)
                 .await?;
-            let entry = Entry::of_cut(end, *first, before, now);
+            let entry = Entry::of_cut(end, (*first, newest), before, now);
             let head = chain::append(&mut transaction, head, &entry).await?;
             transaction.commit().await?;
             Ok(Some((count, head, entry)))

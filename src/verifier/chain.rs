@@ -4,28 +4,51 @@
 //! its sequence, its predecessor's hash, its text. The first one's predecessor is 64 zeros; where the old end was
 //! cut off, the last `audit.cut` says which entry the rest follows, and that one's hash.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::{Finding, Report, TOLD};
+use super::{AnchorPlace, Checks, Finding, Report, TOLD, prune::Prunes};
 
-/// A head that somebody kept.
+/// A head that was kept out of reach of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Anchor(String);
+pub struct Anchor {
+    /// The number of the entry, where it was kept with the hash.
+    sequence: Option<i64>,
+    hash: String,
+}
 
-/// A text that is no hash.
+/// A text that is no anchor.
 #[derive(Debug, thiserror::Error)]
-#[error("expected a hash of 64 hexadecimal digits, as GET /audit/head and the log have it")]
+#[error(
+    "expected SEQUENCE:HASH, or a hash of 64 hexadecimal digits, as GET /audit/head and the log have them"
+)]
 pub struct InvalidAnchor;
 
 impl FromStr for Anchor {
     type Err = InvalidAnchor;
 
     fn from_str(text: &str) -> Result<Self, InvalidAnchor> {
-        let hash = text.to_ascii_lowercase();
-        if is_hash(&hash) { Ok(Self(hash)) } else { Err(InvalidAnchor) }
+        let (sequence, hash) = match text.split_once(':') {
+            Some((sequence, hash)) => {
+                let digits = sequence.bytes().all(|byte| byte.is_ascii_digit());
+                let sequence = sequence.parse().ok().filter(|_| digits);
+                (Some(sequence.ok_or(InvalidAnchor)?), hash)
+            }
+            None => (None, text),
+        };
+        let hash = hash.to_ascii_lowercase();
+        if is_hash(&hash) { Ok(Self { sequence, hash }) } else { Err(InvalidAnchor) }
+    }
+}
+
+impl fmt::Display for Anchor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.sequence {
+            Some(sequence) => write!(f, "{sequence}:{}", self.hash),
+            None => f.write_str(&self.hash),
+        }
     }
 }
 
@@ -45,6 +68,7 @@ pub(super) struct Link {
 
 /// What is looked at in an entry's text.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Text {
     pub version: u64,
     pub time: String,
@@ -57,6 +81,11 @@ pub(super) struct Text {
     pub actor: TextActor,
     #[serde(default)]
     pub cut: Option<Cut>,
+    /// Time of the newest entry that was cut.
+    #[serde(default)]
+    pub newest_cut: Option<String>,
+    #[serde(default)]
+    pub message: String,
 }
 
 /// Up to which entry all were cut off the old end, and that one's hash.
@@ -80,24 +109,31 @@ pub(super) struct Chain {
     begins_after: Option<Cut>,
     /// What its last entry about a cut says.
     last_cut: Option<Cut>,
+    prunes: Prunes,
     anchor: Option<Anchor>,
+    anchor_place: Option<AnchorPlace>,
+    /// Where the anchor's hash was, if that is not the entry that the anchor names.
+    elsewhere: Option<i64>,
     findings: Vec<Finding>,
     found: u64,
 }
 
 impl Chain {
-    pub fn new(anchor: Option<Anchor>) -> Self {
+    pub fn new(checks: &Checks) -> Self {
         let mut chain = Self {
             sequence: 0,
             hash: "0".repeat(64),
             entries: 0,
             begins_after: None,
             last_cut: None,
-            anchor,
+            prunes: Prunes::new(checks.retention),
+            anchor: checks.anchor.clone(),
+            anchor_place: None,
+            elsewhere: None,
             findings: Vec::new(),
             found: 0,
         };
-        chain.look_for_anchor();
+        chain.look_for_anchor(AnchorPlace::Kept(0));
         chain
     }
 
@@ -116,7 +152,7 @@ impl Chain {
             // What it begins with is held against what it says of a cut at the end.
             (self.sequence, self.hash) = (sequence - 1, previous.clone());
             self.begins_after = Some(Cut { sequence: self.sequence, hash: self.hash.clone() });
-            self.look_for_anchor();
+            self.look_for_anchor(AnchorPlace::Pruned(self.sequence));
         }
         self.entries += 1;
         let expected = self.sequence.saturating_add(1);
@@ -157,10 +193,13 @@ impl Chain {
             );
         }
         (self.sequence, self.hash) = (sequence, hash);
-        self.look_for_anchor();
+        self.look_for_anchor(AnchorPlace::Kept(sequence));
         let text = text.ok()?;
         if text.action == "audit.cut" {
             self.last_cut.clone_from(&text.cut);
+        }
+        for (sequence, what) in self.prunes.take(sequence, &text) {
+            self.find(Some(sequence), what);
         }
         Some(text)
     }
@@ -186,19 +225,20 @@ impl Chain {
             self.found += 1;
             self.findings.insert(0, Finding { sequence: Some(first), what });
         }
-        if let Some(Anchor(hash)) = self.anchor.take() {
+        if let Some(anchor) = self.anchor.take() {
             let old = begins_after
                 .map(|cut| format!(", or it is older than what was cut up to entry {}", cut.sequence));
-            self.find(
-                None,
-                format!(
-                    "the anchor {hash} is not in it: the end was cut off, or the chain was rewritten{}",
+            let what = match self.elsewhere {
+                Some(place) => format!("the anchor {anchor} is not in it: its hash is that of entry {place}"),
+                None => format!(
+                    "the anchor {anchor} is not in it: the end was cut off, or the chain was rewritten{}",
                     old.unwrap_or_default()
                 ),
-            );
+            };
+            self.find(None, what);
         }
-        let Self { sequence, hash, entries, findings, found, .. } = self;
-        Report { entries, cut, head: (sequence, hash), findings, found }
+        let Self { sequence, hash, entries, findings, found, anchor_place, .. } = self;
+        Report { entries, cut, head: (sequence, hash), anchor: anchor_place, findings, found }
     }
 
     /// The last entry so far.
@@ -206,8 +246,14 @@ impl Chain {
         (self.sequence, &self.hash)
     }
 
-    fn look_for_anchor(&mut self) {
-        self.anchor.take_if(|anchor| anchor.0 == self.hash);
+    fn look_for_anchor(&mut self, here: AnchorPlace) {
+        let Some(anchor) = self.anchor.as_ref().filter(|anchor| anchor.hash == self.hash) else { return };
+        if anchor.sequence.is_none_or(|sequence| sequence == self.sequence) {
+            self.anchor = None;
+            self.anchor_place = Some(here);
+        } else {
+            self.elsewhere = Some(self.sequence);
+        }
     }
 }
 

@@ -4,16 +4,16 @@
 use std::io::BufRead;
 
 use super::{
-    Report, VerifyError,
-    chain::{Anchor, Chain, Link},
+    Checks, Report, VerifyError,
+    chain::{Chain, Link},
 };
 
 /// Verifies what `rollbackd audit export` printed.
 ///
 /// # Errors
 /// When it can't be read.
-pub fn verify_export(mut lines: impl BufRead, anchor: Option<Anchor>) -> Result<Report, VerifyError> {
-    let mut chain = Chain::new(anchor);
+pub fn verify_export(mut lines: impl BufRead, checks: &Checks) -> Result<Report, VerifyError> {
+    let mut chain = Chain::new(checks);
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();

@@ -7,9 +7,13 @@
 
 mod chain;
 mod export;
+mod prune;
+mod schema;
 mod store;
 
 use std::fmt;
+
+use jiff::SignedDuration;
 
 pub use chain::{Anchor, InvalidAnchor};
 pub use export::verify_export;
@@ -17,6 +21,26 @@ pub use store::verify_store;
 
 /// Findings that are told; the others are counted.
 const TOLD: usize = 100;
+
+/// What an audit is held to, beside being a chain.
+#[derive(Clone, Debug, Default)]
+pub struct Checks {
+    /// A head that must be in it.
+    pub anchor: Option<Anchor>,
+    /// How old an entry must at least have been when it was pruned.
+    pub retention: Option<SignedDuration>,
+    /// Triggers of others on the store's tables, such as those of replication, that are no finding.
+    pub known_triggers: Vec<String>,
+}
+
+/// Where the anchor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnchorPlace {
+    /// It is an entry, or the beginning.
+    Kept(i64),
+    /// It is the last entry that was pruned: it says nothing of any entry that is left but where they begin.
+    Pruned(i64),
+}
 
 /// What became of it.
 #[derive(Debug)]
@@ -28,6 +52,8 @@ pub struct Report {
     pub cut: Option<i64>,
     /// Sequence and hash of the last one.
     pub head: (i64, String),
+    /// Where the anchor is, if one was given and is there.
+    pub anchor: Option<AnchorPlace>,
     /// What is wrong, in the order of the entries; the first [`TOLD`] of them.
     pub findings: Vec<Finding>,
     /// How many findings there are in all.

@@ -1,11 +1,16 @@
 //! Reads a store. It may be in use: what is read is one state of it, and nothing is written.
 
 use futures_util::TryStreamExt as _;
-use sqlx::{AnyConnection, AssertSqlSafe, Connection as _, Row as _, any::install_default_drivers, raw_sql};
+use sqlx::{
+    AnyConnection, AssertSqlSafe, Connection as _, Row as _,
+    any::{AnyRow, install_default_drivers},
+    raw_sql,
+};
 
 use super::{
-    Report, VerifyError,
-    chain::{Anchor, Chain, Link, Text},
+    Checks, Report, VerifyError,
+    chain::{Chain, Link, Text},
+    schema,
 };
 
 /// The columns that repeat what the text says.
@@ -15,7 +20,7 @@ const COLUMNS: [&str; 6] = ["time", "action", "outcome", "namespace", "name", "a
 ///
 /// # Errors
 /// When it can't be opened or read.
-pub async fn verify_store(url: &str, anchor: Option<Anchor>) -> Result<Report, VerifyError> {
+pub async fn verify_store(url: &str, checks: &Checks) -> Result<Report, VerifyError> {
     install_default_drivers();
     let on_sqlite = url.starts_with("sqlite:");
     let only_read = match (on_sqlite, url.contains('?')) {
@@ -24,31 +29,30 @@ pub async fn verify_store(url: &str, anchor: Option<Anchor>) -> Result<Report, V
         (false, _) => url.to_owned(),
     };
     let mut connection = AnyConnection::connect(&only_read).await?;
-    let begin = if on_sqlite { "BEGIN" } else { "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" };
-    let mut transaction = connection.begin_with(begin).await?;
-    let mut chain = Chain::new(anchor);
-    // PostgreSQL is known since there is a chain.
-    let chained: i64 = if on_sqlite {
-        sqlx::query_scalar("SELECT count(*) FROM pragma_table_info('audit') WHERE name = 'hash'")
-            .fetch_one(&mut *transaction)
-            .await?
-    } else {
-        1
-    };
-    if chained == 0 {
-        return Err(VerifyError::NotChained);
-    }
-    let heads: Vec<(i64, Option<String>)> =
-        sqlx::query_as("SELECT sequence, hash FROM audit_head").fetch_all(&mut *transaction).await?;
-    if let [(0, None)] = heads[..] {
-        // Somebody may have taken the head's hash away; those of the entries are still there then.
-        let hashes: i64 =
-            sqlx::query_scalar("SELECT count(hash) FROM audit").fetch_one(&mut *transaction).await?;
-        if hashes == 0 {
-            return Err(VerifyError::NotChained);
+    let mut chain = Chain::new(checks);
+    if !on_sqlite {
+        for finding in schema::postgres::settle_names(&mut connection).await? {
+            chain.find(None, finding);
         }
     }
+    let begin = if on_sqlite { "BEGIN" } else { "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" };
+    let mut transaction = connection.begin_with(begin).await?;
+    let looked = if on_sqlite {
+        refuse_unchained(&mut transaction).await?;
+        schema::sqlite::look(&mut transaction, &checks.known_triggers).await?
+    } else {
+        schema::postgres::hold(&mut transaction).await?;
+        schema::postgres::look(&mut transaction, &checks.known_triggers).await?
+    };
+    for finding in looked.findings {
+        chain.find(None, finding);
+    }
+    if !looked.readable {
+        chain.find(None, "its entries were not read: what they are read from is not what was written to");
+        return Ok(chain.end());
+    }
     if on_sqlite {
+        refuse_not_yet_chained(&mut transaction).await?;
         // Indexes that say something else than the table.
         let damage: Vec<String> =
             sqlx::query_scalar("PRAGMA integrity_check(10)").fetch_all(&mut *transaction).await?;
@@ -61,33 +65,106 @@ pub async fn verify_store(url: &str, anchor: Option<Anchor>) -> Result<Report, V
             .execute(&mut *transaction)
             .await?;
     }
-    {
-        let table = if on_sqlite { "audit NOT INDEXED" } else { "audit" };
-        let mut rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT sequence, previous, hash, entry, time, action, outcome, namespace, name, actor FROM {table} ORDER BY sequence",
-        )))
-        .fetch(&mut *transaction);
-        while let Some(row) = rows.try_next().await? {
-            let sequence = row.try_get("sequence")?;
-            let mut text = |column: &'static str| match row.try_get::<Option<String>, _>(column) {
-                Ok(text) => text.unwrap_or_default(),
-                Err(_) => {
-                    chain.find(Some(sequence), format!("its column {column} is no text"));
-                    String::new()
-                }
-            };
-            let link =
-                Link { sequence, previous: text("previous"), hash: text("hash"), entry: text("entry") };
-            let found = COLUMNS.map(text);
-            let Some(said) = chain.take(link) else { continue };
-            for ((column, found), said) in COLUMNS.into_iter().zip(found).zip(repeated(said)) {
-                if found != said {
-                    let what = format!("its column {column} is {found:?}, its text says {said:?}");
-                    chain.find(Some(sequence), what);
-                }
+    read_entries(&mut transaction, on_sqlite, &mut chain).await?;
+    hold_to_head(&mut transaction, on_sqlite, &mut chain).await?;
+    Ok(chain.end())
+}
+
+/// Whether entries have hashes; PostgreSQL is known since they do.
+async fn refuse_unchained(connection: &mut AnyConnection) -> Result<(), VerifyError> {
+    let columns = sqlx::query("PRAGMA main.table_info('audit')").fetch_all(connection).await?;
+    let is_hash = |row: &AnyRow| row.try_get::<String, _>("name").is_ok_and(|name| name == "hash");
+    if !columns.is_empty() && !columns.iter().any(is_hash) {
+        return Err(VerifyError::NotChained);
+    }
+    Ok(())
+}
+
+/// Whether the entries are still to be chained. Where the head's hash was taken away, those of the entries are there.
+async fn refuse_not_yet_chained(connection: &mut AnyConnection) -> Result<(), VerifyError> {
+    let blank: i64 = sqlx::query_scalar(
+        "SELECT (SELECT count(*) FROM audit_head) = 1 AND (SELECT count(*) FROM audit_head WHERE sequence = 0 AND hash IS NULL) = 1 AND (SELECT count(hash) FROM audit) = 0",
+    )
+    .fetch_one(connection)
+    .await?;
+    if blank == 1 { Err(VerifyError::NotChained) } else { Ok(()) }
+}
+
+/// A column as bytes: a text that is not UTF-8 must not end the reading.
+fn as_bytes(column: &str, on_sqlite: bool) -> String {
+    if on_sqlite {
+        format!("CAST({column} AS BLOB) AS {column}")
+    } else {
+        // `textsend` converts to the client's encoding. What has no encoding can't be converted.
+        format!(
+            "CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN convert_to({column}, 'SQL_ASCII') ELSE textsend({column}) END AS {column}"
+        )
+    }
+}
+
+/// Reads a text, or returns what is wrong with it.
+fn text(row: &AnyRow, column: &str) -> Result<String, &'static str> {
+    match row.try_get::<Option<Vec<u8>>, _>(column) {
+        Ok(Some(bytes)) => String::from_utf8(bytes).map_err(|_| "is not UTF-8"),
+        Ok(None) => Err("is NULL"),
+        Err(_) => Err("is no text"),
+    }
+}
+
+async fn read_entries(
+    connection: &mut AnyConnection,
+    on_sqlite: bool,
+    chain: &mut Chain,
+) -> sqlx::Result<()> {
+    let table = if on_sqlite { "audit NOT INDEXED" } else { "audit" };
+    let texts = ["previous", "hash", "entry"].into_iter().chain(COLUMNS);
+    let texts: Vec<_> = texts.map(|column| as_bytes(column, on_sqlite)).collect();
+    let sql = format!(
+        "SELECT CAST(sequence AS BIGINT) AS sequence, {} FROM {table} ORDER BY audit.sequence",
+        texts.join(", ")
+    );
+    let mut rows = sqlx::query(AssertSqlSafe(sql)).fetch(connection);
+    while let Some(row) = rows.try_next().await? {
+        let Ok(Some(sequence)) = row.try_get::<Option<i64>, _>("sequence") else {
+            chain.find(None, "an entry has no number");
+            continue;
+        };
+        let mut read = |column: &'static str| {
+            text(&row, column).map_err(|what| {
+                chain.find(Some(sequence), format!("its column {column} {what}"));
+            })
+        };
+        let [previous, hash, entry] =
+            ["previous", "hash", "entry"].map(&mut read).map(Result::unwrap_or_default);
+        let found = COLUMNS.map(read);
+        let Some(said) = chain.take(Link { sequence, previous, hash, entry }) else { continue };
+        for ((column, found), said) in COLUMNS.into_iter().zip(found).zip(repeated(said)) {
+            // What can't be read is a finding already.
+            if let Ok(found) = found
+                && found != said
+            {
+                let what = format!("its column {column} is {found:?}, its text says {said:?}");
+                chain.find(Some(sequence), what);
             }
         }
     }
+    Ok(())
+}
+
+async fn hold_to_head(
+    connection: &mut AnyConnection,
+    on_sqlite: bool,
+    chain: &mut Chain,
+) -> sqlx::Result<()> {
+    let sql = format!(
+        "SELECT CAST(sequence AS BIGINT) AS sequence, {} FROM audit_head",
+        as_bytes("hash", on_sqlite)
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(connection).await?;
+    let heads: Vec<(i64, Option<String>)> = rows
+        .iter()
+        .map(|row| (row.try_get("sequence").unwrap_or_default(), text(row, "hash").ok()))
+        .collect();
     let (sequence, hash) = chain.head();
     let (sequence, hash) = (sequence, hash.to_owned());
     match &heads[..] {
@@ -103,7 +180,7 @@ pub async fn verify_store(url: &str, anchor: Option<Anchor>) -> Result<Report, V
         [_] => chain.find(None, format!("the store's head is not entry {sequence}: either was changed")),
         heads => chain.find(None, format!("the store has {} heads instead of one", heads.len())),
     }
-    Ok(chain.end())
+    Ok(())
 }
 
 /// What the columns must say, in the order of [`COLUMNS`].

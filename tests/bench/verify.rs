@@ -6,7 +6,11 @@
 use std::time::Instant;
 
 use futures_util::TryStreamExt as _;
-use rollbackd::{audit::Store, telemetry::Metrics, verifier::verify_store};
+use rollbackd::{
+    audit::Store,
+    telemetry::Metrics,
+    verifier::{Checks, verify_store},
+};
 use sha2::{Digest as _, Sha256};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
@@ -76,7 +80,7 @@ async fn main() {
         std::hint::black_box(reference(&mut store).await);
         let reference = started.elapsed();
         let started = Instant::now();
-        let report = verify_store(&url, None).await.unwrap();
+        let report = verify_store(&url, &Checks::default()).await.unwrap();
         let verify = started.elapsed();
         assert!(
             report.is_whole() && report.entries == u64::try_from(entries).unwrap(),

@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    sync::OnceLock,
 };
 
 use jiff::Timestamp;
@@ -19,7 +20,7 @@ use rollbackd::{
         rollback::{Mode, Origin},
     },
     telemetry::Metrics,
-    verifier::{Finding, Report, VerifyError, verify_store},
+    verifier::{AnchorPlace, Checks, Finding, Report, VerifyError, verify_store},
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -45,17 +46,32 @@ async fn run(connection: &mut AnyConnection, sql: String) {
     connection.execute(AssertSqlSafe(sql)).await.unwrap();
 }
 
+/// The triggers of a store as SQLite keeps them.
+static TRIGGERS: OnceLock<Vec<String>> = OnceLock::new();
+
 /// What somebody who can write the file does first.
 pub async fn without_triggers(path: &Path) -> AnyConnection {
     let mut connection = open(path).await;
-    let triggers: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'trigger'")
-        .fetch_all(&mut connection)
-        .await
-        .unwrap();
-    for trigger in triggers {
-        run(&mut connection, format!("DROP TRIGGER {trigger}")).await;
+    let triggers: Vec<(String, String)> =
+        sqlx::query_as("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+    for (name, _) in &triggers {
+        run(&mut connection, format!("DROP TRIGGER {name}")).await;
+    }
+    if !triggers.is_empty() {
+        TRIGGERS.get_or_init(|| triggers.into_iter().map(|(_, sql)| sql).collect());
     }
     connection
+}
+
+/// And does last, so that nothing but the entries tells of it.
+pub async fn close_with_triggers(mut connection: AnyConnection) {
+    for sql in TRIGGERS.get().expect("they were taken away") {
+        run(&mut connection, sql.clone()).await;
+    }
+    connection.close().await.unwrap();
 }
 
 pub fn entry(number: i64) -> Entry {
@@ -93,8 +109,11 @@ async fn written(path: &Path, entries: i64) {
 }
 
 async fn verify(path: &Path, anchor: Option<&str>) -> Report {
-    let anchor = anchor.map(|hash| hash.parse().unwrap());
-    verify_store(&url(path), anchor).await.unwrap()
+    verify_store(&url(path), &anchored(anchor)).await.unwrap()
+}
+
+fn anchored(anchor: Option<&str>) -> Checks {
+    Checks { anchor: anchor.map(|anchor| anchor.parse().unwrap()), ..Checks::default() }
 }
 
 /// An entry's hash, as the documentation of the format says; neither rollbackd's nor the verifier's.
@@ -333,10 +352,12 @@ pub async fn found_in(
     run(&mut store, "BEGIN".into()).await;
     let (places, needs_anchor) = tampering.apply(&mut store, count).await;
     run(&mut store, "COMMIT".into()).await;
-    store.close().await.unwrap();
-    let verify = async |anchor: Option<&str>| {
-        verify_store(store_url, anchor.map(|hash| hash.parse().unwrap())).await.unwrap()
-    };
+    if store_url.starts_with("sqlite:") {
+        close_with_triggers(store).await;
+    } else {
+        store.close().await.unwrap();
+    }
+    let verify = async |anchor: Option<&str>| verify_store(store_url, &anchored(anchor)).await.unwrap();
     let report = verify(Some(head)).await;
     if report.is_whole() {
         return Err("not found".into());
@@ -420,6 +441,13 @@ async fn every_head_that_somebody_kept_is_an_anchor() {
         let report = verify(&path, Some(&head.hash)).await;
         assert!(report.is_whole(), "{head:?}: {:?}", report.findings);
     }
+    for (number, head) in heads.iter().enumerate() {
+        let report = verify(&path, Some(&format!("{}:{}", head.sequence, head.hash))).await;
+        assert_eq!((report.found, report.anchor), (0, Some(AnchorPlace::Kept(number as i64))));
+        let elsewhere = verify(&path, Some(&format!("{}:{}", head.sequence + 1, head.hash))).await;
+        let what = format!("its hash is that of entry {number}");
+        assert!(elsewhere.found == 1 && elsewhere.findings[0].what.ends_with(&what), "{elsewhere:?}");
+    }
     let last = heads.last().unwrap();
     assert_eq!(verify(&path, None).await.head, (last.sequence, last.hash.clone()));
     let never = verify(&path, Some(&"ab".repeat(32))).await;
@@ -450,7 +478,7 @@ async fn a_store_from_before_the_chain_is_chained_when_it_is_opened() {
     written(&path, 2345).await;
     let before = verify(&path, None).await.head;
     unchain(&path).await;
-    let error = verify_store(&url(&path), None).await.unwrap_err();
+    let error = verify_store(&url(&path), &Checks::default()).await.unwrap_err();
     assert!(matches!(error, VerifyError::NotChained), "{error:?}");
 
     let store = Store::open(&store_url(&path), Metrics::new(), None).await.unwrap();
@@ -459,6 +487,8 @@ async fn a_store_from_before_the_chain_is_chained_when_it_is_opened() {
     store.append(&entry(2346)).await.unwrap();
     store.close().await;
     drop(store);
+    // The migration that replaces this trigger was made before the test took the chain away.
+    close_with_triggers(without_triggers(&path).await).await;
     let report = verify(&path, Some(&head.hash)).await;
     assert!(report.is_whole(), "{:?}", report.findings);
     assert_eq!(report.head.0, 2346);
@@ -466,7 +496,7 @@ async fn a_store_from_before_the_chain_is_chained_when_it_is_opened() {
     // Opened again, nothing is chained again: what was changed stays found.
     let mut other = without_triggers(&path).await;
     set(&mut other, 7, "entry", "{}").await;
-    other.close().await.unwrap();
+    close_with_triggers(other).await;
     Store::open(&store_url(&path), Metrics::new(), None).await.unwrap().close().await;
     let named: Vec<Option<i64>> =
         verify(&path, None).await.findings.iter().map(|finding| finding.sequence).collect();
@@ -505,8 +535,7 @@ async fn tampering_with_an_export_is_found() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 20);
     let verify = |lines: &[String], anchor: Option<&str>| {
-        let anchor = anchor.map(|hash| hash.parse().unwrap());
-        rollbackd::verifier::verify_export(lines.join("\n").as_bytes(), anchor).unwrap()
+        rollbackd::verifier::verify_export(lines.join("\n").as_bytes(), &anchored(anchor)).unwrap()
     };
     let whole: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
     let reformatted: Vec<String> = lines
@@ -609,7 +638,7 @@ async fn the_command_verifies_a_store_in_use_and_at_rest_and_what_was_exported()
     )
     .await;
     run(&mut other, format!("DELETE FROM audit WHERE sequence = {sequence}")).await;
-    other.close().await.unwrap();
+    close_with_triggers(other).await;
     let tampered = rollbackd_audit(&["verify", "--store", &store, "--anchor", hash], "").await;
     assert_eq!(tampered.code, 1);
     let last = sequence - 1;
@@ -681,12 +710,13 @@ async fn retention_cuts_the_old_end_and_the_rest_is_whole() {
     assert_eq!((report.entries, report.cut), (93, Some(2409)));
     let mut text = Vec::new();
     rollbackd::audit::export(&store_url(&path), &mut text).await.unwrap();
-    let report = rollbackd::verifier::verify_export(text.as_slice(), None).unwrap();
+    let report = rollbackd::verifier::verify_export(text.as_slice(), &Checks::default()).unwrap();
     assert!(report.is_whole(), "{:?}", report.findings);
     store.close().await;
 
-    // The entry before the first is an anchor still; older ones are gone.
-    assert!(verify(&path, Some(&heads[2408].hash)).await.is_whole());
+    // The entry before the first is an anchor still, which says nothing of those that are left; older ones are gone.
+    let pruned = verify(&path, Some(&heads[2408].hash)).await;
+    assert!(pruned.is_whole() && pruned.anchor == Some(AnchorPlace::Pruned(2409)), "{pruned:?}");
     let report = verify(&path, Some(&heads[2407].hash)).await;
     assert!(
         report.findings[0].what.ends_with("or it is older than what was cut up to entry 2409"),
@@ -707,7 +737,7 @@ async fn retention_cuts_the_old_end_and_the_rest_is_whole() {
         std::fs::copy(&path, &copy).unwrap();
         let mut tampered = without_triggers(&copy).await;
         run(&mut tampered, sql.to_owned()).await;
-        tampered.close().await.unwrap();
+        close_with_triggers(tampered).await;
         let report = verify(&copy, None).await;
         assert_eq!(report.findings[0].what, what, "{report:?}");
     }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use rollbackd::verifier::verify_store;
+use rollbackd::verifier::{Checks, verify_store};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -117,7 +117,7 @@ impl Trouble {
         .await;
         let made = open.iter().filter(|one| one["state"] == "succeeded").count();
         assert_eq!(made, self.rollbackd.faults.patches(), "{open:?}");
-        let report = verify_store(self.database.url().as_str(), None).await.unwrap();
+        let report = verify_store(self.database.url().as_str(), &Checks::default()).await.unwrap();
         assert!(report.is_whole(), "{:?}", report.findings);
     }
 }
@@ -285,7 +285,7 @@ async fn what_was_done_is_recorded_when_it_is_back() {
     let mine = audit.iter().filter(|entry| entry["rollback"] == ended["id"]);
     let actions: Vec<&Value> = mine.map(|entry| &entry["action"]).collect();
     assert_eq!(actions, ["rollback.requested", "rollback.applied", "rollout.completed"]);
-    let report = verify_store(trouble.database.url().as_str(), None).await.unwrap();
+    let report = verify_store(trouble.database.url().as_str(), &Checks::default()).await.unwrap();
     assert!(report.is_whole(), "{:?}", report.findings);
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::future::{BoxFuture, join_all};
 use reqwest::Method;
-use rollbackd::verifier::verify_store;
+use rollbackd::verifier::{Checks, verify_store};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -56,7 +56,7 @@ impl Replicas {
     }
 
     async fn assert_whole(&self) {
-        let report = verify_store(&self.store.url(), None).await.unwrap();
+        let report = verify_store(&self.store.url(), &Checks::default()).await.unwrap();
         assert!(report.is_whole(), "{:?}", report.findings);
     }
 }
@@ -336,7 +336,7 @@ async fn all_agree(space: &Space, api: &Api, store: &str) -> Vec<Value> {
         assert_eq!(says_applied, usize::from(applied(&one)), "{one}: {actions:?}");
         assert_eq!(actions.iter().filter(|action| *action == "rollback.requested").count(), 1, "{actions:?}");
     }
-    let report = verify_store(store, None).await.unwrap();
+    let report = verify_store(store, &Checks::default()).await.unwrap();
     assert!(report.is_whole(), "{:?}", report.findings);
     listed
 }

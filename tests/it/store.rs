@@ -17,7 +17,7 @@ use rollbackd::{
         template::Template,
     },
     telemetry::{Metrics, causes},
-    verifier::verify_store,
+    verifier::{Checks, verify_store},
 };
 use serde_json::json;
 use sqlx::{AnyConnection, AssertSqlSafe, Connection as _, Executor as _, any::install_default_drivers};
@@ -88,7 +88,7 @@ impl Place {
     }
 
     async fn assert_whole(&self, entries: u64) {
-        let report = verify_store(self.url().secret(), None).await.unwrap();
+        let report = verify_store(self.url().secret(), &Checks::default()).await.unwrap();
         assert!(report.is_whole(), "{:?}", report.findings);
         assert_eq!((report.entries, report.head.0), (entries, entries as i64));
     }

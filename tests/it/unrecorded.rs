@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use rollbackd::verifier::{Anchor, verify_store};
+use rollbackd::verifier::{Anchor, Checks, verify_store};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, sqlite::SqliteConnectOptions};
 
@@ -51,6 +51,10 @@ fn backup_statement(copy: &Path) -> String {
     let (statement, _) = statement.split_once('"').unwrap();
     assert!(statement.contains("'/tmp/rollbackd.db'"), "{statement}");
     statement.replace("/tmp/rollbackd.db", copy.to_str().unwrap())
+}
+
+fn anchored(anchor: Anchor) -> Checks {
+    Checks { anchor: Some(anchor), ..Checks::default() }
 }
 
 #[tokio::test]
@@ -102,8 +106,8 @@ async fn after_an_older_backup_is_restored_the_rollbacks_since_are_reported_once
 
     // Whole, and as old as the backup.
     let url = format!("sqlite:{}", copy.display());
-    assert_eq!(verify_store(&url, Some(before)).await.unwrap().findings, []);
-    assert_eq!(verify_store(&url, Some(after)).await.unwrap().found, 1);
+    assert_eq!(verify_store(&url, &anchored(before)).await.unwrap().findings, []);
+    assert_eq!(verify_store(&url, &anchored(after)).await.unwrap().found, 1);
 
     let third = looking(&space, Some(&restored), ALL_THE_TIME).await;
     found(&third, 1).await;
