@@ -155,6 +155,7 @@ pub struct Metrics {
     store_errors: Counter,
     store_write: Histogram,
     ownership: Family<Outcome, Counter>,
+    ownership_pending: Gauge,
     entries: Family<Action, Counter>,
     reviews: Family<Review, Counter>,
     listeners: Gauge<i64, AtomicI64>,
@@ -224,6 +225,7 @@ impl Metrics {
             store_errors: Counter::default(),
             store_write: milliseconds(),
             ownership: Family::default(),
+            ownership_pending: Gauge::default(),
             entries: Family::default(),
             reviews: Family::default(),
             listeners: Gauge::default(),
@@ -240,6 +242,11 @@ impl Metrics {
             "ownership_returns",
             "Attempts to return the field ownership of a restored template, by outcome",
             metrics.ownership.clone(),
+        );
+        registry.register(
+            "ownership_returns_pending",
+            "Rollbacks whose field ownership is yet to be returned",
+            metrics.ownership_pending.clone(),
         );
         registry.register("rollbacks_open", "Rollbacks that have not ended", metrics.open.clone());
         registry.register("rollouts_stalled", "Rollouts that stand still", metrics.stalled.clone());
@@ -324,6 +331,11 @@ impl Metrics {
     /// The field ownership of a restored template was returned, or not: `returned`, `failed`, `skipped`.
     pub fn ownership_return(&self, outcome: &'static str) {
         self.ownership.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// How many rollbacks have field ownership to return, on all replicas.
+    pub fn pending_ownership_returns(&self, count: i64) {
+        self.ownership_pending.set(count);
     }
 
     /// How many rollbacks have not ended.

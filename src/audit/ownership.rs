@@ -31,10 +31,14 @@ impl Store {
     /// When the database fails.
     pub async fn take_returns(&self) -> Result<Vec<PendingReturn>, StoreError> {
         let now = self.database.engine.now();
+        let count = format!(
+            "SELECT count(*), CAST(coalesce(sum(CASE WHEN retry_at <= {now} THEN 1 ELSE 0 END), 0) AS BIGINT) FROM ownership_returns WHERE retry_at IS NOT NULL"
+        );
+        let count = sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(count));
+        let (pending, due) = in_time(count.fetch_one(&self.database.read)).await?;
+        self.metrics.pending_ownership_returns(pending);
         // A write is not tried for nothing.
-        let due = format!("SELECT count(*) FROM ownership_returns WHERE retry_at <= {now}");
-        let due = sqlx::query_scalar::<_, i64>(AssertSqlSafe(due));
-        if in_time(due.fetch_one(&self.database.read)).await? == 0 {
+        if due == 0 {
             return Ok(Vec::new());
         }
         let lock = match self.database.engine {

@@ -33,7 +33,7 @@ pub struct Store {
     pub(super) database: Database,
     /// This process, as other replicas know it.
     pub(super) holder: String,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     log: Option<AuditLog>,
     checked: Arc<Mutex<Option<Check>>>,
 }

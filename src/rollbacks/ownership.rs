@@ -43,11 +43,13 @@ impl Rollbacks {
         let inner = &self.inner;
         loop {
             match inner.parts.store.take_returns().await {
-                Ok(taken) => {
+                Ok(taken) if !taken.is_empty() => {
                     for pending in taken {
                         inner.return_one(pending).await;
                     }
+                    continue;
                 }
+                Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(error = %causes(&error), "ownership to return can't be read; trying again");
                 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use reqwest::Method;
-use rollbackd::verifier::verify_store;
+use rollbackd::verifier::{Checks, verify_store};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -157,7 +157,7 @@ impl Replicas {
         if expected != "abandoned" {
             assert_eq!(self.ask(to).await.status, answer.status, "{case}");
         }
-        let report = verify_store(&self.store.url(), None).await.unwrap();
+        let report = verify_store(&self.store.url(), &Checks::default()).await.unwrap();
         assert!(report.is_whole(), "{case}: {:?}", report.findings);
     }
 }

@@ -330,4 +330,21 @@ impl Harness {
         }
         Ok(())
     }
+
+    /// Waits until no rollback has field ownership to return. If one has in the end, the checker names it.
+    async fn returned(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        // It looks every five seconds.
+        sleep(Duration::from_secs(6)).await;
+        while Instant::now() < deadline {
+            let url = format!("http://127.0.0.1:{}/metrics", self.ports[0]);
+            let metrics = self.http.get(url).send().await?.text().await?;
+            let line = metrics.lines().find(|line| line.starts_with("rollbackd_ownership_returns_pending"));
+            if line.context("rollbackd_ownership_returns_pending")?.ends_with(" 0") {
+                break;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+        Ok(())
+    }
 }

@@ -1,16 +1,12 @@
 //! Somebody else, who changes DaemonSets behind rollbackd's back.
 
-use std::{
-    process::Stdio,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{process::Stdio, sync::Arc, time::Duration};
 
 use fastrand::Rng;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -89,29 +85,6 @@ impl Harness {
     async fn apply(&self, name: &str, image: &str) -> anyhow::Result<()> {
         let params = PatchParams::apply("kustomize-controller").force();
         self.daemonsets().patch(name, &params, &Patch::Apply(manifest(name, image))).await?;
-        Ok(())
-    }
-
-    /// Waits until rollbackd has returned what it owns of templates that are applied. If it does not, the checker
-    /// says so.
-    pub async fn returned(&self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(90);
-        while Instant::now() < deadline {
-            let all = self.daemonsets().list(&ListParams::default()).await?;
-            let owns = |daemonset: &DaemonSet| {
-                let entries = daemonset.metadata.managed_fields.iter().flatten();
-                let ours = entries.filter(|entry| entry.manager.as_deref() == Some("rollbackd"));
-                ours.filter_map(|entry| entry.fields_v1.as_ref())
-                    .any(|fields| fields.0["f:spec"]["f:template"].is_object())
-            };
-            let applied = |daemonset: &&DaemonSet| {
-                daemonset.metadata.name.as_deref().is_some_and(|name| APPLIED.contains(&name))
-            };
-            if !all.iter().filter(applied).any(owns) {
-                break;
-            }
-            sleep(Duration::from_millis(500)).await;
-        }
         Ok(())
     }
 

@@ -81,13 +81,6 @@ impl Running {
         assert!(sent.is_ok_and(|status| status.success()), "kill -{signal}");
     }
 
-    /// The most memory that it has had at once, in KiB.
-    pub fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux has it");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
-    }
-
     /// Ends it as `kill -9` does, and waits until it has ended.
     pub fn kill(&mut self) {
         self.signal("KILL");
