@@ -28,6 +28,9 @@ pub fn history(name: &Name, history: &History) -> String {
     let mut out = format!("daemonset.apps/{name} \n{HEADER:width$}CHANGE-CAUSE\n");
     for revision in history.revisions() {
         let cause = revision.change_cause.as_deref().map_or("<none>".into(), escape);
+        // To kubectl's table a tab ends a column, which is two spaces wider than its text. Several such rows in
+        // succession are not aligned here: the width of one row would multiply with the number of others.
+        let cause = cause.replace('\t', "  ");
         writeln!(out, "{:<width$}{cause}", revision.number.0).expect("a String takes all");
     }
     out.push('\n');

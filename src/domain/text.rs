@@ -7,11 +7,13 @@
 
 use std::borrow::Cow;
 
-/// Replaces every character that moves the cursor, ends a line or reorders its neighbours by its
-/// Rust escape: `\n`, `\t`, `\r`, otherwise `\u{1b}`.
+use jiff::Timestamp;
+
+/// Replaces every character that moves the cursor back, ends a line or reorders its neighbours by its
+/// Rust escape: `\n`, `\r`, otherwise `\u{1b}`.
 ///
-/// These are the control characters (Unicode category Cc: C0, DEL and C1), the line and paragraph
-/// separators U+2028 and U+2029, and the bidirectional controls of Unicode Standard Annex #9.
+/// These are the control characters but the tab, which can't forge a line (Unicode category Cc: C0, DEL and
+/// C1), the line and paragraph separators U+2028 and U+2029, and the bidirectional controls of Unicode Standard Annex #9.
 /// Text without any of them is borrowed.
 ///
 /// kubectl only replaces ESC (by `^[`) and CR (`printers.WriteEscaped` in k8s.io/cli-runtime).
@@ -27,7 +29,6 @@ pub fn escape(text: &str) -> Cow<'_, str> {
         match character {
             '\n' => escaped.push_str("\\n"),
             '\r' => escaped.push_str("\\r"),
-            '\t' => escaped.push_str("\\t"),
             _ if misleads(character) => escaped.extend(character.escape_unicode()),
             _ => escaped.push(character),
         }
@@ -47,8 +48,14 @@ pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{MARK}", &text[..end]))
 }
 
+/// A time as messages show it: nobody reads microseconds.
+#[must_use]
+pub fn to_the_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
 fn misleads(character: char) -> bool {
-    character.is_control()
+    (character.is_control() && character != '\t')
         || matches!(
             character,
             '\u{61c}'
@@ -71,8 +78,9 @@ mod tests {
     }
 
     #[test]
-    fn layout_characters_get_their_short_names() {
-        assert_eq!(escape("a\tb\nc\r\nd"), r"a\tb\nc\r\nd");
+    fn ends_of_lines_get_their_short_names_and_tabs_are_kept() {
+        assert!(matches!(escape("a\tb"), Cow::Borrowed("a\tb")));
+        assert_eq!(escape("a\tb\nc\r\nd"), "a\tb\\nc\\r\\nd");
     }
 
     #[test]
@@ -88,7 +96,7 @@ mod tests {
             .into_iter()
             .chain('\u{202a}'..='\u{202e}')
             .chain('\u{2066}'..='\u{2069}');
-        for character in control.chain(direction) {
+        for character in control.chain(direction).filter(|character| *character != '\t') {
             let text = format!("a{character}b");
             let escaped = escape(&text);
             assert!(escaped.starts_with("a\\") && escaped.ends_with('b'));
@@ -110,6 +118,12 @@ mod tests {
         assert_eq!(cut("abcdef", 5), "ab…");
         assert_eq!(cut("🚀🚀", 7), "🚀…");
         assert_eq!(cut("🚀🚀", 6), "…");
+    }
+
+    #[test]
+    fn times_in_messages_have_no_fractions_of_seconds() {
+        let time: Timestamp = "2026-11-29T12:00:52.772331283Z".parse().unwrap();
+        assert_eq!(to_the_second(time).to_string(), "2026-11-29T12:00:52Z");
     }
 
     #[test]

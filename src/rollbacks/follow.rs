@@ -13,6 +13,7 @@ use crate::{
         revision::{History, Revision},
         rollback::{Rollback, RollbackState, relabelled},
         rollout::Phase,
+        text::to_the_second,
     },
     failpoint::fail_point,
     kubernetes::{ClusterError, Frame, FrameEvent, rollouts::Listener},
@@ -100,6 +101,7 @@ impl Inner {
         }
         match (rollback.state, frame.stalled_since) {
             (RollbackState::Progressing, Some(since)) => {
+                let since = to_the_second(since);
                 let message = format!("no progress since {since}: {}", frame.rollout.message);
                 Some(((RollbackState::Stalled, Action::Stalled), message))
             }

@@ -511,6 +511,33 @@ async fn strings_that_look_like_something_else_stay_strings() {
     assert_eq!(read, shown);
 }
 
+/// A script may be indented with tabs.
+#[tokio::test]
+#[ignore = "compares with the real kubectl"]
+async fn tabs_are_printed_as_kubectl_prints_them() {
+    let script = "if true; then\n\techo\tyes\n\tfi\t\n";
+    let template = json!({
+        "metadata": {"annotations": {"tab": "a\tb", "long": format!("x\t{}\ty", "z".repeat(200))}},
+        "spec": {"containers": [{
+            "name": "main", "image": "img:1", "command": ["sh", "-c", script], "args": ["a\tb"],
+            "env": [{"name": "SCRIPT", "value": script}, {"name": "TAB", "value": "\t"}],
+            "livenessProbe": {"exec": {"command": ["sh", "-c", "a\tb"]}},
+        }]},
+    });
+    same_text(vec![("agent", template)]).await;
+
+    let space = Space::new(ControlPlane::shared()).await;
+    let rollbackd = Rollbackd::start().await;
+    let mut object = daemonset("agent", "img:1");
+    for cause in ["a\tb", "none", "\tc\t\td\t"] {
+        object["metadata"]["annotations"]["kubernetes.io/change-cause"] = cause.into();
+        object["spec"]["template"]["spec"]["containers"][0]["image"] = format!("img:{}", cause.len()).into();
+        space.kubectl.apply(&object).await;
+        space.observed("agent").await;
+    }
+    same_history(&space, &rollbackd.api, "agent", |all| all.len() == 3).await;
+}
+
 /// The only departure from kubectl's bytes: what moves the cursor, ends a line or reorders its neighbours is
 /// escaped. kubectl replaces ESC and CR, so that a newline makes a row and a bidirectional control reorders.
 #[tokio::test]
@@ -519,7 +546,8 @@ async fn what_could_forge_a_line_is_escaped() {
     let space = Space::new(ControlPlane::shared()).await;
     let rollbackd = Rollbackd::start().await;
     let hostile = "x\u{1b}[2J\u{202e}\r\n9         forged\ty\u{2028}\u{85}\u{7f}";
-    let escaped = r"x\u{1b}[2J\u{202e}\r\n9         forged\ty\u{2028}\u{85}\u{7f}";
+    let tabless = r"x\u{1b}[2J\u{202e}\r\n9         forged<TAB>y\u{2028}\u{85}\u{7f}";
+    let escaped = tabless.replace("<TAB>", "\t");
     let mut object = daemonset("agent", "img:1");
     object["metadata"]["annotations"]["kubernetes.io/change-cause"] = hostile.into();
     let container = main_container(json!({
@@ -531,7 +559,9 @@ async fn what_could_forge_a_line_is_escaped() {
     rollbackd.api.shows(&path, "the revision", |list| list["items"][0]["current"] == true).await;
 
     let text = rollbackd.api.text(&path).await;
-    assert_eq!(text, format!("daemonset.apps/agent \nREVISION  CHANGE-CAUSE\n1         {escaped}\n\n"));
+    // In kubectl's table a tab ends a column.
+    let cell = tabless.replace("<TAB>", "  ");
+    assert_eq!(text, format!("daemonset.apps/agent \nREVISION  CHANGE-CAUSE\n1         {cell}\n\n"));
     let shown = space.kubectl.ok(&["rollout", "history", "daemonset", "agent"]).await;
     assert!(shown.contains("\n9         forged") && shown.contains('\u{202e}'), "{shown:?}");
 
