@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod actor;
+pub mod admitted;
 pub mod bookkeeping;
 pub mod daemonset;
 pub mod describe;

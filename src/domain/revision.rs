@@ -87,6 +87,28 @@ pub enum NoSuchRevision {
     Ambiguous(Vec<String>),
 }
 
+/// Whether the controller can record the templates of a DaemonSet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recordability {
+    Always,
+    /// Only templates whose hash happens to be short.
+    ByChance,
+    Never,
+}
+
+impl Recordability {
+    /// By the length of the DaemonSet's name. The controller names a ControllerRevision `NAME-HASH`, with a hash of 1
+    /// to 10 characters, and the API server takes names of at most 253.
+    #[must_use]
+    pub fn of_name(length: usize) -> Self {
+        match length {
+            ..=242 => Self::Always,
+            243..=251 => Self::ByChance,
+            252.. => Self::Never,
+        }
+    }
+}
+
 impl FromStr for RevisionRef {
     type Err = InvalidRevision;
 

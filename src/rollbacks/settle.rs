@@ -235,7 +235,7 @@ fn step(rollback: &mut Rollback, verdict: Verdict) -> Step {
 /// the record keeps the planned template, and the follower sees whether it is still the live one.
 fn read_back(rollback: &mut Rollback, daemonset: &DaemonSet) -> Applied {
     let planned = rollback.template;
-    let applied = Applied::note(rollback, daemonset);
+    let applied = Applied::note(rollback, daemonset, None);
     let made = rollback.pinned_generation + 1;
     if daemonset.generation == made {
         return applied;

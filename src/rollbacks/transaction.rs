@@ -9,6 +9,7 @@ use super::{Inner, Outcome, Preview, RollbackError, Turn, now, waits};
 use crate::{
     audit::{Action, Entry, NewKey, Outcome as EntryOutcome, StoreError},
     domain::{
+        admitted::Admitted,
         bookkeeping::{FieldOwnership, Ownership},
         daemonset::{DaemonSet, UpdateStrategy},
         diff::TemplateDiff,
@@ -141,7 +142,7 @@ impl Inner {
             let standing = |revision: &Revision| self.parts.cache.standing(daemonset, revision);
             let ownership = self.parts.field_ownership;
             match plan(daemonset, &history, request, grant.power(), ownership, standing) {
-                Err(Refusal::NotRecorded | Refusal::NotSeen { .. }) if Instant::now() + wait < deadline => {
+                Err(refusal) if refusal.may_pass() && Instant::now() + wait < deadline => {
                     tokio::time::sleep(wait).await
                 }
                 decision => {
@@ -219,7 +220,7 @@ impl Inner {
                     add(&mut rollback.warnings, &warnings);
                     let kept = rollback.ownership.as_ref().map(|ownership| ownership.kept(&managed_fields));
                     rollback.warnings.extend(kept.and_then(|kept| Warning::of_kept_fields(&kept)));
-                    let applied = Applied::note(&mut rollback, &patched);
+                    let applied = Applied::note(&mut rollback, &patched, Some(&plan.template));
                     let step = (applied.state, Action::Applied);
                     let on_record = self.conclude(&mut rollback, step, applied.message, turn).await;
                     fail_point!("applied-recorded");
@@ -582,19 +583,20 @@ pub(super) struct Applied {
 }
 
 impl Applied {
-    /// Reads the patch's answer, and notes in the record what the follower needs.
-    pub(super) fn note(rollback: &mut Rollback, patched: &DaemonSet) -> Self {
+    /// Reads the patch's answer, and notes in the record what the follower needs. `sent` is the template that was
+    /// sent, where it is still known.
+    pub(super) fn note(rollback: &mut Rollback, patched: &DaemonSet, sent: Option<&Template>) -> Self {
         rollback.generation = Some(patched.generation);
-        let message = if patched.template.fingerprint() == rollback.template {
-            "rolled back"
-        } else {
-            "rolled back; admission changed the pod template on its way, so that it becomes a new revision"
+        let message = match sent {
+            Some(sent) => Admitted::between(sent, &patched.template).message(),
+            None if patched.template.fingerprint() == rollback.template => Admitted::Unchanged.message(),
+            None => "rolled back; the pod template was changed on its way, by admission or by defaults of the API server, so that it becomes a new revision".to_owned(),
         };
         rollback.template = patched.template.fingerprint();
         let state = match patched.strategy {
             UpdateStrategy::OnDelete => RollbackState::Applied,
             UpdateStrategy::RollingUpdate => RollbackState::Progressing,
         };
-        Self { state, message: message.to_owned() }
+        Self { state, message }
     }
 }

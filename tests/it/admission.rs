@@ -2,7 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{space::Space, twins::Twins, wait::until};
+use crate::support::{
+    space::Space,
+    twins::{Twins, plant},
+    wait::until,
+};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
@@ -141,6 +145,31 @@ async fn a_policy_that_changes_it_makes_a_new_revision_of_it() {
     assert_eq!((&ended["to"]["revision"], &ended["newRevision"]), (&json!(1), &json!(3)));
     let numbers = twins.ours.revisions().await;
     assert_eq!(numbers.iter().map(|revision| &revision["revision"]).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+/// As after an upgrade to a version of Kubernetes in which a field has got a default.
+#[tokio::test]
+#[ignore = "needs the defaults of a real API server"]
+async fn field_that_the_api_server_filled_in_is_not_put_down_to_admission() {
+    let twins = Twins::of(&["img:1", "img:2"]).await;
+    twins
+        .both(async |space| {
+            plant(space, "agent-older", 5, |data| {
+                let spec = &mut data["spec"]["template"]["spec"];
+                spec.as_object_mut().unwrap().remove("dnsPolicy").expect("it has a default");
+                let container = spec["containers"][0].as_object_mut().unwrap();
+                container.remove("terminationMessagePath").expect("it has a default");
+                container.insert("image".into(), json!("img:older"));
+            })
+            .await;
+        })
+        .await;
+    let answer = twins.undo(&["--to-revision=5"], json!({"toRevision": 5})).await;
+    assert_eq!(answer.status, 202);
+    let audit = twins.rollbackd.api.audit(&twins.ours.namespace).await;
+    let applied = audit.iter().find(|entry| entry["action"] == "rollback.applied").unwrap();
+    let message = "rolled back; the API server filled in fields that the revision does not hold, probably with defaults that are newer than it (spec.containers[0].terminationMessagePath, spec.dnsPolicy), so that it becomes a new revision";
+    assert_eq!(applied["message"], message);
 }
 
 #[tokio::test]

@@ -19,8 +19,8 @@ use crate::support::{
     controlplane::ControlPlane,
     faults::{self, Fault, Faults},
     kubectl::Kubectl,
-    rollbackd::agent,
-    space::daemonset,
+    rollbackd::{Rollbackd, Setup, agent},
+    space::{Space, daemonset},
     wait::until,
 };
 
@@ -193,6 +193,29 @@ async fn writes_that_leave_the_template_alone_are_no_conflict_and_survive() {
     assert_eq!(made["generation"], metadata["generation"]);
     let entries = rollbackd.api.audit(&space.namespace).await;
     assert_eq!(entries.iter().filter(|entry| entry["action"] == "rollback.requested").count(), 1);
+}
+
+#[tokio::test]
+async fn constant_writes_end_in_a_conflict_that_says_when_to_try_again() {
+    let space = Space::new(ControlPlane::shared()).await;
+    space.recorded(&["img:1", "img:2", "img:3"]).await;
+    let mut setup = Setup::new(ControlPlane::shared());
+    setup.timing.patience.attempts = 3;
+    let rollbackd = Rollbackd::start_with(setup).await;
+    let path = format!("{}/rollback", space.path("agent"));
+    for dry_run in [false, true] {
+        let kubectl = space.kubectl.clone();
+        before_patches(&rollbackd.faults, 3, move |turn| {
+            let label = format!("label daemonset agent turn={turn}{dry_run} --overwrite");
+            meddle(&kubectl, words(&label))
+        });
+        let answer = rollbackd.api.post(&path, &json!({"toRevision": 1, "dryRun": dry_run})).await;
+        let problem = answer.problem(409, "modified");
+        let detail = "the DaemonSet is being written to all the time; nothing was changed";
+        assert_eq!((problem["detail"].as_str(), answer.header("retry-after")), (Some(detail), "1"));
+        assert_eq!(problem["retryAfter"], 1);
+    }
+    rollbackd.api.post(&path, &json!({"toRevision": 1})).await.expect(202);
 }
 
 #[tokio::test]

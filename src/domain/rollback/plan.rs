@@ -11,7 +11,7 @@ use super::{
 use crate::domain::{
     bookkeeping::{FieldOwnership, last_applied},
     daemonset::DaemonSet,
-    revision::{History, NoSuchRevision, Revision, RevisionNumber, RevisionRef},
+    revision::{History, NoSuchRevision, Recordability, Revision, RevisionNumber, RevisionRef},
     template::{NotRestorable, Template},
 };
 
@@ -140,6 +140,9 @@ pub enum Refusal {
         "the controller has not recorded the running template as a revision yet; try again, or name a revision as toRevision"
     )]
     NotRecorded,
+    /// As [`Refusal::NotRecorded`], of a DaemonSet whose name leaves no room for that of a revision.
+    #[error("{}", not_recordable(*name_length))]
+    NotRecordable { name_length: usize },
     #[error("expected revision {expected} to be running, but {}", running(*actual))]
     UnexpectedRevision { expected: RevisionNumber, actual: Option<RevisionNumber> },
     #[error("the DaemonSet has been changed or made again: it is {uid} at generation {generation} now")]
@@ -161,11 +164,30 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether it may be another one soon, when controller and watch have caught up.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NotRecorded | Self::NotSeen { .. } => true,
+            Self::NotRecordable { name_length } => {
+                Recordability::of_name(*name_length) != Recordability::Never
+            }
+            _ => false,
+        }
+    }
+
     /// Says what the DaemonSet is instead of what the caller has seen.
     #[must_use]
     pub fn precondition_failed(daemonset: &DaemonSet) -> Self {
         Self::PreconditionFailed { uid: daemonset.uid.clone(), generation: daemonset.generation }
     }
+}
+
+fn not_recordable(name_length: usize) -> String {
+    let probably = if Recordability::of_name(name_length) == Recordability::Never { "" } else { "probably " };
+    format!(
+        "the controller has not recorded the running template as a revision and {probably}never will: a revision is named after its DaemonSet, with a dash and a hash of up to 10 characters, and of the 253 characters that a name may have this DaemonSet's name takes {name_length}. Name a revision as toRevision, or make the DaemonSet again under a name of at most 242 characters"
+    )
 }
 
 fn running(actual: Option<RevisionNumber>) -> String {
@@ -247,7 +269,13 @@ pub fn plan(
 fn target<'a>(daemonset: &DaemonSet, history: &'a History, to: &Target) -> Result<&'a Revision, Refusal> {
     let wanted = match to {
         Target::Revision(wanted) => wanted.clone(),
-        Target::Previous if history.current().is_none() => return Err(Refusal::NotRecorded),
+        Target::Previous if history.current().is_none() => {
+            let name_length = daemonset.key.name.as_str().len();
+            return Err(match Recordability::of_name(name_length) {
+                Recordability::Always => Refusal::NotRecorded,
+                Recordability::ByChance | Recordability::Never => Refusal::NotRecordable { name_length },
+            });
+        }
         Target::Previous => {
             let differs = |revision: &&Revision| revision.template.as_ref() != Ok(&daemonset.template);
             let previous = history.revisions().iter().rev().find(differs);
@@ -268,6 +296,7 @@ mod tests {
     use crate::domain::{
         daemonset::{LAST_APPLIED, UpdateStrategy},
         fixtures::{daemonset, revision},
+        key::Name,
         rollback::{Version, WarningCode},
     };
 
@@ -326,6 +355,27 @@ mod tests {
                 assert_eq!(plan.warnings[0].code, WarningCode::NotRecorded);
             }
             Decision::Skip { .. } => panic!("skipped"),
+        }
+    }
+
+    #[test]
+    fn name_without_room_for_a_hash_is_named_as_the_cause() {
+        let refused = |length: usize| {
+            let mut live = daemonset("not yet");
+            live.key.name = Name::parse(&"a".repeat(length)).unwrap();
+            decide(&live, vec![revision(1, "a")], Target::Previous).unwrap_err()
+        };
+        assert_eq!(refused(242), Refusal::NotRecorded);
+        for (length, may_pass, said) in [(243, true, "probably never will"), (252, false, " and never will")]
+        {
+            let refusal = refused(length);
+            assert_eq!(
+                (&refusal, refusal.may_pass()),
+                (&Refusal::NotRecordable { name_length: length }, may_pass)
+            );
+            let text = refusal.to_string();
+            assert!(text.contains(said) && text.contains(&format!("takes {length}")), "{text}");
+            assert!(!text.contains("try again"), "{text}");
         }
     }
 

@@ -6,7 +6,7 @@ use super::Standing;
 use crate::domain::{
     daemonset::{DaemonSet, LAST_APPLIED, ManagedBy, UpdateStrategy},
     key::Name,
-    revision::Revision,
+    revision::{Recordability, Revision},
     text::cut,
 };
 
@@ -141,7 +141,16 @@ pub(super) fn warnings(daemonset: &DaemonSet, current: Option<&Revision>) -> Vec
             "wait until numberAvailable equals numberReady",
         );
     }
-    if current.is_none() {
+    let recordability = Recordability::of_name(name.as_str().len());
+    if current.is_none() && recordability != Recordability::Always {
+        warn(
+            WarningCode::NotRecorded,
+            format!(
+                "the controller has not recorded the running template of daemonsets/{name} as a revision, and the name of the DaemonSet is probably too long for it ever to do so; after this rollback it will not be in the history"
+            ),
+            "keep the running template: kubectl get daemonset -o yaml",
+        );
+    } else if current.is_none() {
         warn(
             WarningCode::NotRecorded,
             format!(

@@ -44,6 +44,7 @@ pub enum Kind {
     NoPreviousRevision,
     AmbiguousRevision,
     DuplicateRevision,
+    NotRecordable,
     NotRestorable,
     BeingDeleted,
     UnknownGeneration,
@@ -60,7 +61,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the document.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::InvalidRequest,
         Self::UnsupportedHeader,
         Self::NoToken,
@@ -97,6 +98,7 @@ impl Kind {
         Self::NoPreviousRevision,
         Self::AmbiguousRevision,
         Self::DuplicateRevision,
+        Self::NotRecordable,
         Self::NotRestorable,
         Self::BeingDeleted,
         Self::UnknownGeneration,
@@ -208,6 +210,11 @@ impl Kind {
                 "duplicate-revision",
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "Several revisions hold the same pod template",
+            ),
+            Self::NotRecordable => (
+                "not-recordable",
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The running template can't become a revision",
             ),
             Self::NotRestorable => {
                 ("not-restorable", StatusCode::UNPROCESSABLE_ENTITY, "The revision can't be restored")

@@ -277,6 +277,7 @@ impl From<Refusal> for Problem {
             Refusal::UnknownRevision(_) => Self::pointer(Kind::UnknownRevision, "/toRevision", detail),
             Refusal::NoPreviousRevision => Self::new(Kind::NoPreviousRevision, detail),
             Refusal::Ambiguous { .. } => Self::pointer(Kind::AmbiguousRevision, "/toRevision", detail),
+            Refusal::NotRecordable { .. } => Self::new(Kind::NotRecordable, detail),
             Refusal::DuplicateRevision(_) => Self::new(Kind::DuplicateRevision, detail),
             Refusal::NotRestorable { .. } => Self::new(Kind::NotRestorable, detail),
             Refusal::BeingDeleted => Self::new(Kind::BeingDeleted, detail),
@@ -359,10 +360,10 @@ impl From<RollbackError> for Problem {
             RollbackError::Busy { .. } => {
                 Self::new(Kind::RollbackInProgress, detail).retry_after(Duration::from_secs(1))
             }
-            RollbackError::Changed
-            | RollbackError::Contended
-            | RollbackError::Replaced
-            | RollbackError::Deleted => Self::new(Kind::Modified, detail),
+            RollbackError::Changed | RollbackError::Replaced | RollbackError::Deleted => {
+                Self::new(Kind::Modified, detail)
+            }
+            RollbackError::Contended => Self::new(Kind::Modified, detail).retry_after(Duration::from_secs(1)),
             RollbackError::Undecidable => Self::new(Kind::ClusterUnavailable, detail),
             RollbackError::Cluster(error) => {
                 let mut problem = Self::from(error);
