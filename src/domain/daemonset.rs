@@ -28,6 +28,8 @@ pub struct DaemonSet {
     pub generation: i64,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// The object that controls it, by `metadata.ownerReferences`, as `Kind/name`.
+    pub controller: Option<String>,
     pub being_deleted: bool,
     pub strategy: UpdateStrategy,
     /// Seconds that a pod must be ready before it counts as available.
@@ -90,37 +92,8 @@ pub struct FieldManager {
     pub applies: bool,
     /// Owns a field inside `spec.template`; unknown where the entry came without its fields.
     pub owns_template: Option<bool>,
-}
-
-/// What keeps a DaemonSet's manifest, and so will probably undo a rollback.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(tag = "tool")]
-pub enum ManagedBy {
-    /// Argo CD, by its tracking id.
-    #[serde(rename = "Argo CD")]
-    ArgoCd {
-        /// Value of `argocd.argoproj.io/tracking-id`.
-        id: String,
-    },
-    /// Flux, by the name of its Kustomization or HelmRelease.
-    Flux {
-        /// Value of the label that Flux sets.
-        id: String,
-    },
-    /// Helm, by the name of the release.
-    Helm {
-        /// Value of `meta.helm.sh/release-name`.
-        id: String,
-    },
-    /// Server-side apply, by the name of the field manager.
-    #[serde(rename = "server-side apply")]
-    ServerSideApply {
-        /// Name of the field manager.
-        id: String,
-    },
-    /// Client-side `kubectl apply`.
-    #[serde(rename = "kubectl apply")]
-    KubectlApply,
+    /// Owns the annotation [`LAST_APPLIED`]; unknown where the entry came without its fields.
+    pub owns_last_applied: Option<bool>,
 }
 
 impl DaemonSet {
@@ -146,27 +119,5 @@ impl DaemonSet {
         self.field_managers.iter().find(|manager| {
             manager.owns_template == Some(true) && manager.name != FIELD_MANAGER && manager.time >= ours.time
         })
-    }
-
-    /// Which tool keeps this DaemonSet's manifest, if one does.
-    #[must_use]
-    pub fn managed_by(&self) -> Option<ManagedBy> {
-        let annotation = |key: &str| self.annotations.get(key).cloned();
-        let label = |key: &str| self.labels.get(key).cloned();
-        annotation("argocd.argoproj.io/tracking-id")
-            .map(|id| ManagedBy::ArgoCd { id })
-            .or_else(|| {
-                label("kustomize.toolkit.fluxcd.io/name")
-                    .or_else(|| label("helm.toolkit.fluxcd.io/name"))
-                    .map(|id| ManagedBy::Flux { id })
-            })
-            .or_else(|| annotation("meta.helm.sh/release-name").map(|id| ManagedBy::Helm { id }))
-            .or_else(|| {
-                // Who applies a label only leaves the template as a rollback makes it.
-                let keeps = |manager: &&FieldManager| manager.applies && manager.owns_template != Some(false);
-                let applies = self.field_managers.iter().find(keeps);
-                applies.map(|manager| ManagedBy::ServerSideApply { id: manager.name.clone() })
-            })
-            .or_else(|| self.annotations.contains_key(LAST_APPLIED).then_some(ManagedBy::KubectlApply))
     }
 }

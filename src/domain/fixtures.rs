@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     actor::Actor,
-    daemonset::{Counts, DaemonSet, UpdateStrategy},
+    daemonset::{Counts, DaemonSet, FieldManager, UpdateStrategy},
     key::{Key, Name, Namespace},
     revision::{Revision, RevisionNumber},
     revision_data::DataDigest,
@@ -30,6 +30,7 @@ pub(crate) fn daemonset(image: &str) -> DaemonSet {
         generation: 1,
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        controller: None,
         being_deleted: false,
         strategy: UpdateStrategy::RollingUpdate,
         min_ready_seconds: 0,
@@ -45,6 +46,17 @@ pub(crate) fn daemonset(image: &str) -> DaemonSet {
             ..Counts::default()
         },
         field_managers: Vec::new(),
+    }
+}
+
+/// A field manager that wrote the template by an update.
+pub(crate) fn field_manager(name: &str) -> FieldManager {
+    FieldManager {
+        name: name.into(),
+        time: None,
+        applies: false,
+        owns_template: Some(true),
+        owns_last_applied: Some(false),
     }
 }
 

@@ -84,7 +84,7 @@ pub fn undo_command(key: &Key, request: &RollbackRequest) -> String {
     let Key { namespace, name } = key;
     let checked = request.expected_revision.is_some()
         || matches!(request.precondition, Precondition::OneOf(_))
-        || request.on_warning == OnWarning::Refuse;
+        || matches!(request.on_warning, OnWarning::Refuse { .. });
     let number = match &request.to {
         Target::Previous => String::new(),
         Target::Revision(RevisionRef::Number(number)) if number.0 > 0 => format!(" --to-revision={number}"),
@@ -122,8 +122,10 @@ mod tests {
         };
         let undo = format!("kubectl rollout undo daemonset/{} --namespace={}", key.name, key.namespace);
         let history = format!("kubectl rollout history daemonset/{} --namespace={}", key.name, key.namespace);
-        let careful =
-            RollbackRequest { on_warning: OnWarning::Refuse, ..request(Target::Previous, Mode::Apply, None) };
+        let careful = RollbackRequest {
+            on_warning: OnWarning::Refuse { ignore: [].into() },
+            ..request(Target::Previous, Mode::Apply, None)
+        };
         for (request, expected) in [
             (request(Target::Previous, Mode::Apply, None), undo.clone()),
             (request(number(3), Mode::Apply, None), format!("{undo} --to-revision=3")),

@@ -15,6 +15,7 @@ pub mod event;
 pub(crate) mod fixtures;
 pub mod key;
 pub mod kubectl;
+pub mod managers;
 pub mod progress;
 pub mod revision;
 pub mod revision_data;

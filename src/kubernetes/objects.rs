@@ -94,6 +94,20 @@ struct WireManager {
 struct OwnedFields {
     #[serde(rename = "f:spec")]
     spec: Option<OwnedSpec>,
+    #[serde(rename = "f:metadata")]
+    metadata: Option<OwnedMetadata>,
+}
+
+#[derive(Deserialize)]
+struct OwnedMetadata {
+    #[serde(rename = "f:annotations")]
+    annotations: Option<OwnedAnnotations>,
+}
+
+#[derive(Deserialize)]
+struct OwnedAnnotations {
+    #[serde(rename = "f:kubectl.kubernetes.io/last-applied-configuration")]
+    last_applied: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -159,6 +173,8 @@ impl TryFrom<WireDaemonSet> for ObservedDaemonSet {
             generation: metadata.generation,
             labels: metadata.labels.unwrap_or_default(),
             annotations: metadata.annotations.unwrap_or_default(),
+            controller: controller(metadata.owner_references)
+                .map(|owner| format!("{}/{}", owner.kind, owner.name)),
             being_deleted: metadata.deletion_timestamp.is_some(),
             strategy: match spec.update_strategy.kind.as_deref() {
                 Some("OnDelete") => UpdateStrategy::OnDelete,
@@ -204,8 +220,7 @@ impl From<WireRevision> for ObservedRevision {
             value.filter(|value| !value.is_empty()).cloned()
         };
         let labels = metadata.labels.unwrap_or_default();
-        let owners = metadata.owner_references.unwrap_or_default();
-        let controller = owners.into_iter().find(|owner| owner.controller == Some(true));
+        let controller = controller(metadata.owner_references);
         let (owner, owner_name) = controller.map(|owner| (owner.uid, named(owner.kind, owner.name))).unzip();
         let revision = Revision {
             number: RevisionNumber(revision),
@@ -225,6 +240,10 @@ impl From<WireRevision> for ObservedRevision {
     }
 }
 
+fn controller(owners: Option<Vec<OwnerReference>>) -> Option<OwnerReference> {
+    owners?.into_iter().find(|owner| owner.controller == Some(true))
+}
+
 /// The name of a DaemonSet by itself, any other with its kind, which no name of a DaemonSet is like.
 fn named(kind: String, name: String) -> String {
     if kind == "DaemonSet" { name } else { format!("{kind}/{name}") }
@@ -233,6 +252,18 @@ fn named(kind: String, name: String) -> String {
 fn template(data: Option<&RawValue>) -> Result<Template, NotRestorable> {
     let data = data.map(|data| serde_json::from_str(data.get())).transpose();
     Template::from_revision_data(data.map_err(|_| NotRestorable::Unreadable)?)
+}
+
+impl OwnedFields {
+    /// Whether a field of the pod template is among them, and whether the annotation of the last applied manifest
+    /// is.
+    fn owned(self) -> (bool, bool) {
+        let annotations = self.metadata.and_then(|metadata| metadata.annotations);
+        (
+            self.spec.is_some_and(|spec| spec.template.is_some()),
+            annotations.is_some_and(|annotations| annotations.last_applied.is_some()),
+        )
+    }
 }
 
 impl ObservedRevision {
@@ -271,11 +302,15 @@ fn field_managers(entries: &[Box<RawValue>]) -> Vec<FieldManager> {
     let mut entries: Vec<WireManager> = entries.iter().filter_map(|entry| read(entry)).collect();
     entries.retain(|entry| entry.subresource.as_deref().unwrap_or_default().is_empty());
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.time));
-    let manager = |entry: WireManager| FieldManager {
-        name: entry.manager.unwrap_or_default(),
-        time: entry.time,
-        applies: entry.operation.as_deref() == Some("Apply"),
-        owns_template: entry.fields_v1.map(|fields| fields.spec.is_some_and(|spec| spec.template.is_some())),
+    let manager = |entry: WireManager| {
+        let (template, last_applied) = entry.fields_v1.map(OwnedFields::owned).unzip();
+        FieldManager {
+            name: entry.manager.unwrap_or_default(),
+            time: entry.time,
+            applies: entry.operation.as_deref() == Some("Apply"),
+            owns_template: template,
+            owns_last_applied: last_applied,
+        }
     };
     entries.into_iter().map(manager).collect()
 }

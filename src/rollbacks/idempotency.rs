@@ -277,6 +277,12 @@ fn new_key(
         Target::Revision(RevisionRef::Number(number)) => json!(number.0),
         Target::Revision(RevisionRef::ControllerRevision(name)) => json!(name),
     };
+    // Without codes to ignore it is what it was before there were any, so that a key stays the same over an upgrade.
+    let on_warning = match on_warning {
+        OnWarning::Proceed => json!(false),
+        OnWarning::Refuse { ignore } if ignore.is_empty() => json!(true),
+        OnWarning::Refuse { ignore } => json!(ignore),
+    };
     let request = json!([
         daemonset.namespace.as_str(),
         daemonset.name.as_str(),
@@ -284,7 +290,7 @@ fn new_key(
         reason,
         *mode == Mode::DryRun,
         expected_revision.map(|number| number.0),
-        *on_warning == OnWarning::Refuse,
+        on_warning,
     ]);
     NewKey {
         id: hash(&json!([who(&origin.requested_by), behalf, key])),
@@ -303,7 +309,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         key::{Name, Namespace},
-        rollback::Precondition,
+        rollback::{Precondition, WarningCode},
     };
 
     #[test]
@@ -343,5 +349,42 @@ mod tests {
         let mut moved = origin("alice", None, "1");
         moved.requested_by.groups.clear();
         assert_eq!(first, id("k", &moved));
+    }
+
+    #[test]
+    fn request_with_other_codes_to_ignore_is_another_request() {
+        let origin = Origin {
+            requested_by: Actor { user: "alice".into(), groups: Vec::new(), uid: None },
+            on_behalf_of: None,
+            reason: None,
+            request_id: "1".into(),
+            source: None,
+        };
+        let daemonset = Key::new(Namespace::parse("a").unwrap(), Name::parse("b").unwrap());
+        let request = |on_warning| {
+            let request = RollbackRequest {
+                to: Target::Previous,
+                reason: None,
+                mode: Mode::Apply,
+                expected_revision: None,
+                precondition: Precondition::Unconditional,
+                on_warning,
+            };
+            new_key(&IdempotencyKey::new("k").unwrap(), &origin, &daemonset, &request).request
+        };
+        let refuse =
+            |ignore: &[WarningCode]| request(OnWarning::Refuse { ignore: ignore.iter().copied().collect() });
+        let different = [
+            request(OnWarning::Proceed),
+            refuse(&[]),
+            refuse(&[WarningCode::Managed]),
+            refuse(&[WarningCode::LastApplied]),
+            refuse(&[WarningCode::LastApplied, WarningCode::Managed]),
+        ];
+        assert_eq!(different.iter().collect::<HashSet<_>>().len(), different.len());
+        assert_eq!(different[4], refuse(&[WarningCode::Managed, WarningCode::LastApplied]));
+        // As versions without codes to ignore have stored them.
+        let before = |refuse: bool| hash(&json!(["a", "b", null, null, false, null, refuse]));
+        assert_eq!((&different[0], &different[1]), (&before(false), &before(true)));
     }
 }

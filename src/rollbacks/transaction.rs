@@ -102,10 +102,10 @@ impl Inner {
                 Ok(Outcome::Skipped { rollback, number })
             }
             (Decision::Restore(mut plan), Some(turn)) => {
-                let fresh = match request.on_warning {
+                let fresh = match &request.on_warning {
                     OnWarning::Proceed => fresh,
                     // What the API server warns of it says only when it is asked.
-                    OnWarning::Refuse => {
+                    OnWarning::Refuse { .. } => {
                         self.try_out(id, &grant, fresh, &mut plan, &request, &origin).await?.0
                     }
                 };
@@ -366,10 +366,11 @@ impl Inner {
                     add(&mut plan.warnings, &warnings);
                     let kept = self.ownership_of(&fresh).map(|ownership| ownership.kept(&managed_fields));
                     plan.warnings.extend(kept.and_then(|kept| Warning::of_kept_fields(&kept)));
-                    if request.on_warning == OnWarning::Proceed || warnings.is_empty() {
+                    let refusing = request.on_warning.refusing(&plan.warnings);
+                    if refusing.is_empty() {
                         return Ok((fresh, patched));
                     }
-                    break Refusal::Warned { warnings: plan.warnings.clone() }.into();
+                    break Refusal::Warned { warnings: refusing }.into();
                 }
                 Err(ClusterError::Conflict) => {
                     tokio::time::sleep(waits.next().ok_or(RollbackError::Contended)?).await;

@@ -226,6 +226,9 @@ async fn a_policy_that_warns_is_heard() {
         assert_eq!(problem["warnings"], preview["warnings"]);
     }
     assert_eq!(twins.rollbackd.faults.patches(), 0);
+    let ignoring = json!({"failOnWarning": true, "ignoreWarnings": ["api-server"], "dryRun": true});
+    let ignored = api.post(&twins.path(), &ignoring).await.expect(200);
+    assert_eq!(ignored["warnings"], preview["warnings"]);
     // kubectl prints it, too.
     let answer = twins.undo(&[], json!({})).await;
     assert_eq!(twins.record(&answer).await["warnings"], preview["warnings"]);

@@ -103,6 +103,11 @@ async fn a_body_that_makes_no_sense_is_refused_and_the_field_is_named() {
         ("{\"dryRun\":\"All\"}", "/dryRun"),
         ("{\"dryRun\":1}", "/dryRun"),
         ("{\"failOnWarning\":\"yes\"}", "/failOnWarning"),
+        ("{\"failOnWarning\":true,\"ignoreWarnings\":\"managed\"}", "/ignoreWarnings"),
+        ("{\"failOnWarning\":true,\"ignoreWarnings\":[\"managed\",\"x\"]}", "/ignoreWarnings/1"),
+        ("{\"failOnWarning\":true,\"ignoreWarnings\":[1]}", "/ignoreWarnings/0"),
+        ("{\"failOnWarning\":false,\"ignoreWarnings\":[\"managed\"]}", "/ignoreWarnings"),
+        ("{\"ignoreWarnings\":[\"managed\"]}", "/ignoreWarnings"),
         ("{\"expectedRevision\":\"2\"}", "/expectedRevision"),
         ("{\"expectedRevision\":0}", "/expectedRevision"),
         ("{\"expectedRevision\":-2}", "/expectedRevision"),
@@ -137,8 +142,13 @@ async fn every_way_to_name_a_revision_is_understood() {
         let refused = rollbackd.api.post(&path, &json!({"toRevision": to, "dryRun": true})).await;
         assert_eq!(named(&refused.problem(422, "unknown-revision")), "pointer /toRevision", "{to}");
     }
-    let nulls = json!({"toRevision": null, "reason": null, "dryRun": true, "expectedRevision": null, "failOnWarning": null});
+    let nulls = json!({"toRevision": null, "reason": null, "dryRun": true, "expectedRevision": null, "failOnWarning": null, "ignoreWarnings": null});
     rollbackd.api.post(&path, &nulls).await.expect(200);
+    // What refuses nothing needs nothing to ignore.
+    let none = json!({"dryRun": true, "ignoreWarnings": []});
+    rollbackd.api.post(&path, &none).await.expect(200);
+    let twice = json!({"dryRun": true, "failOnWarning": true, "ignoreWarnings": ["managed", "managed"]});
+    rollbackd.api.post(&path, &twice).await.expect(200);
 }
 
 #[tokio::test]

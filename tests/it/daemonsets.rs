@@ -116,6 +116,7 @@ async fn expected(space: &Space, object: &Value, summary: &Value, phase: &str) -
         "numberAvailable": count("numberAvailable"),
         "numberUnavailable": count("numberUnavailable"),
         "numberMisscheduled": count("numberMisscheduled"),
+        "managedBy": [],
         "links": {
             "self": link,
             "revisions": format!("{link}/revisions"),
@@ -419,7 +420,7 @@ async fn what_the_caller_has_already_is_not_sent_again() {
 
 #[tokio::test]
 #[ignore = "needs server-side apply"]
-async fn who_keeps_the_manifest_is_told() {
+async fn tools_that_keep_the_manifest_are_named() {
     let space = Space::new(ControlPlane::shared()).await;
     let rollbackd = Rollbackd::start().await;
     let with = |name: &str, kind: &str, key: &str, value: &str| {
@@ -438,6 +439,10 @@ async fn who_keeps_the_manifest_is_told() {
         with("flux", "labels", "kustomize.toolkit.fluxcd.io/name", "infra"),
         with("flux-helm", "labels", "helm.toolkit.fluxcd.io/name", "agents"),
         with("helm", "annotations", "meta.helm.sh/release-name", "agents"),
+        with("instance", "labels", "app.kubernetes.io/instance", "agents"),
+        with("kapp", "labels", "kapp.k14s.io/app", "17"),
+        with("rancher", "labels", "objectset.rio.cattle.io/hash", "x"),
+        with("addon", "labels", "addonmanager.kubernetes.io/mode", "Reconcile"),
     ] {
         space.kubectl.create(&object).await;
     }
@@ -451,24 +456,47 @@ async fn who_keeps_the_manifest_is_told() {
         "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "labelled", "labels": {"team": "a"}},
     });
     space.kubectl.feed(&["apply", "--server-side", "--field-manager=labeller", "-f", "-"], &label).await;
-    // Argo CD applies on the server, too: it is named, not the field manager.
+    // Argo CD applies on the server, too, and on the client with the annotation of kubectl.
     let argo = with("argo-ssa", "annotations", "argocd.argoproj.io/tracking-id", "x");
+    let by_argo = "--field-manager=argocd-controller";
+    space.kubectl.feed(&["apply", "--server-side", by_argo, "-f", "-"], &argo).await;
+    space.kubectl.feed(&["apply", by_argo, "-f", "-"], &idle("argo-csa", json!({}))).await;
+    space.kubectl.feed(&["apply", "--server-side", by_argo, "-f", "-"], &idle("both", json!({}))).await;
     space
         .kubectl
-        .feed(&["apply", "--server-side", "--field-manager=argocd-controller", "-f", "-"], &argo)
+        .feed(&["apply", "--server-side", "--field-manager=portal", "-f", "-"], &idle("both", json!({})))
         .await;
+    let by_helm = with("helm-4", "annotations", "meta.helm.sh/release-name", "agents");
+    space.kubectl.feed(&["apply", "--server-side", "--field-manager=helm", "-f", "-"], &by_helm).await;
+    // What was applied on the client first, and on the server from then on.
+    space.kubectl.apply(&idle("migrated", json!({}))).await;
+    space.kubectl.feed(&["apply", "--server-side", "-f", "-"], &idle("migrated", json!({}))).await;
 
     let expected = [
-        ("nobody", Value::Null),
-        ("argo", json!({"tool": "Argo CD", "id": "agents:apps/DaemonSet:monitoring/agent"})),
-        ("argo-ssa", json!({"tool": "Argo CD", "id": "x"})),
-        ("flux", json!({"tool": "Flux", "id": "infra"})),
-        ("flux-helm", json!({"tool": "Flux", "id": "agents"})),
-        ("helm", json!({"tool": "Helm", "id": "agents"})),
-        ("applied", json!({"tool": "kubectl apply"})),
-        ("server-side", json!({"tool": "server-side apply", "id": "kubectl"})),
-        ("portal", json!({"tool": "server-side apply", "id": "portal"})),
-        ("labelled", Value::Null),
+        ("nobody", json!([])),
+        ("argo", json!([{"tool": "Argo CD", "id": "agents:apps/DaemonSet:monitoring/agent"}])),
+        ("argo-ssa", json!([{"tool": "Argo CD", "id": "x", "fieldManager": "argocd-controller"}])),
+        ("argo-csa", json!([{"tool": "Argo CD", "fieldManager": "argocd-controller"}])),
+        ("flux", json!([{"tool": "Flux", "id": "infra"}])),
+        ("flux-helm", json!([{"tool": "Flux", "id": "agents"}])),
+        ("helm", json!([{"tool": "Helm", "id": "agents"}])),
+        ("helm-4", json!([{"tool": "Helm", "id": "agents", "fieldManager": "helm"}])),
+        ("instance", json!([])),
+        ("kapp", json!([{"tool": "kapp", "id": "17"}])),
+        ("rancher", json!([{"tool": "Rancher"}])),
+        ("addon", json!([{"tool": "add-on manager"}])),
+        ("applied", json!([{"tool": "kubectl apply", "fieldManager": "kubectl-client-side-apply"}])),
+        ("server-side", json!([{"tool": "server-side apply", "id": "kubectl", "fieldManager": "kubectl"}])),
+        ("migrated", json!([{"tool": "server-side apply", "id": "kubectl", "fieldManager": "kubectl"}])),
+        ("portal", json!([{"tool": "server-side apply", "id": "portal", "fieldManager": "portal"}])),
+        (
+            "both",
+            json!([
+                {"tool": "Argo CD", "fieldManager": "argocd-controller"},
+                {"tool": "server-side apply", "id": "portal", "fieldManager": "portal"},
+            ]),
+        ),
+        ("labelled", json!([])),
     ];
     for (name, managed_by) in expected {
         let is = |summary: &Value| summary["managedBy"] == managed_by;

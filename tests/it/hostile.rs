@@ -148,6 +148,7 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
         "dryRun",
         "expectedRevision",
         "failOnWarning",
+        "ignoreWarnings",
         "x",
     ]);
     let object = vec((field.prop_map(str::to_owned), value.clone()), 0..3)

@@ -114,6 +114,7 @@ async fn a_key_stands_for_one_path_and_body() {
         (&path, json!({"toRevision": 1, "reason": "x"})),
         (&path, json!({"toRevision": 1, "dryRun": true})),
         (&path, json!({"toRevision": 1, "failOnWarning": true})),
+        (&path, json!({"toRevision": 1, "failOnWarning": true, "ignoreWarnings": ["managed"]})),
         (&path, json!({"toRevision": 1, "expectedRevision": 3})),
         (&other, json!({"toRevision": 1})),
     ] {

@@ -224,9 +224,8 @@ async fn pods_inside_min_ready_seconds_are_warned_about() {
     assert_eq!(answer.header("warning"), format!("299 - {message:?}"));
 }
 
-/// Whose tool keeps the manifest is told that the rollback will not last.
 #[tokio::test]
-async fn what_a_tool_manages_is_warned_about() {
+async fn sync_of_argo_cd_is_warned_about() {
     let space = Space::new(ControlPlane::shared()).await;
     space.recorded(&["img:1", "img:2"]).await;
     let tracking = "argocd.argoproj.io/tracking-id=shop:apps/DaemonSet:shop/agent";
@@ -234,10 +233,38 @@ async fn what_a_tool_manages_is_warned_about() {
     let rollbackd = Rollbackd::start().await;
     let path = format!("{}/rollback", space.path("agent"));
     let refused = rollbackd.api.post(&path, &json!({"failOnWarning": true})).await.problem(422, "warned");
-    let warnings = refused["warnings"].as_array().unwrap();
-    assert_eq!((warnings.len(), &warnings[0]["code"]), (1, &json!("managed")));
-    let message = "daemonsets/agent is managed by Argo CD (shop:apps/DaemonSet:shop/agent): its next sync will undo the rollback";
-    assert_eq!(warnings[0]["message"], message);
+    let expected = json!([{
+        "code": "managed",
+        "severity": "warning",
+        "message": "daemonsets/agent is managed by Argo CD (shop:apps/DaemonSet:shop/agent): its next sync, which it may start by itself, will probably restore its own pod template",
+        "fix": "revert the change in the repository that it syncs from, or switch its automatic sync off before",
+    }]);
+    assert_eq!(refused["warnings"], expected);
+    let ignoring = json!({"failOnWarning": true, "ignoreWarnings": ["managed"]});
+    let made = rollbackd.api.post(&path, &ignoring).await.expect(202);
+    assert_eq!(made["warnings"], expected);
+}
+
+#[tokio::test]
+async fn operator_that_owns_the_object_blocks_a_careful_rollback() {
+    let space = Space::new(ControlPlane::shared()).await;
+    space.recorded(&["img:1", "img:2"]).await;
+    space.kubectl.create(&daemonset("fleet", "img:1")).await;
+    let fleet = space.kubectl.get("daemonset", "fleet").await;
+    let reference = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "name": "fleet", "uid": fleet["metadata"]["uid"],
+        "controller": true,
+    });
+    space.patch("agent", &json!({"metadata": {"ownerReferences": [reference]}})).await;
+    let rollbackd = Rollbackd::start().await;
+    let managed_by = json!([{"tool": "operator", "id": "DaemonSet/fleet"}]);
+    let is = |summary: &Value| summary["managedBy"] == managed_by;
+    rollbackd.api.shows(&space.path("agent"), "the operator", is).await;
+    let path = format!("{}/rollback", space.path("agent"));
+    let refused = rollbackd.api.post(&path, &json!({"failOnWarning": true})).await.problem(422, "warned");
+    let warning = &refused["warnings"][0];
+    assert_eq!((&warning["code"], &warning["severity"]), (&json!("managed"), &json!("blocking")));
+    assert_eq!(warning["fix"], "change DaemonSet/fleet instead");
     let made = rollbackd.api.post(&path, &json!({})).await.expect(202);
     assert_eq!(made["warnings"], refused["warnings"]);
 }

@@ -154,11 +154,13 @@ async fn with_on_delete_it_is_applied_and_pods_stay_until_they_are_deleted() {
     })
     .await;
     let before = pods(&twins.ours).await;
-    // kubectl keeps silent about it.
-    let answer = twins.undo(&[], json!({})).await;
+    // kubectl keeps silent about it. It refuses nothing.
+    let answer = twins.undo(&[], json!({"failOnWarning": true})).await;
     assert!(answer.header("warning").contains("pods keep running the old template until they are deleted"));
     let record = twins.record(&answer).await;
-    assert_eq!((&record["state"], &record["warnings"][0]["code"]), (&json!("applied"), &json!("on-delete")));
+    let warning = &record["warnings"][0];
+    assert_eq!((&record["state"], &warning["code"]), (&json!("applied"), &json!("on-delete")));
+    assert_eq!(warning["severity"], "info");
     assert_eq!(pods(&twins.ours).await, before);
 }
 
@@ -251,7 +253,7 @@ async fn of_a_stuck_rollout_it_replaces_broken_pods_and_keeps_healthy_ones() {
 }
 
 #[tokio::test]
-async fn what_kubectl_apply_manages_is_warned_about_in_the_same_words() {
+async fn next_kubectl_apply_is_predicted() {
     let twins = Twins::new().await;
     twins
         .both(async |space| {
@@ -266,14 +268,19 @@ async fn what_kubectl_apply_manages_is_warned_about_in_the_same_words() {
     twins.same_objects().await;
     let dry = ["--dry-run=server"];
     let answer = twins.undo(&dry, json!({"dryRun": true})).await;
-    let warning = answer.header("warning");
-    assert!(warning.contains("was previously managed with 'kubectl apply'"), "{warning}");
-    let answer = twins.undo(&[], json!({})).await;
+    let message = "daemonsets/agent is managed by kubectl apply: the next 'kubectl apply' of the manifest that was live before the rollback brings its pod template back exactly; with the manifest of revision 1 it changes nothing in the pod template";
+    assert_eq!(answer.header("warning"), format!("299 - {message:?}"));
+    let careful = json!({"failOnWarning": true, "ignoreWarnings": ["managed", "on-delete"], "dryRun": true});
+    let problem = api.post(&twins.path(), &careful).await.problem(422, "warned");
+    assert_eq!(problem["warnings"], refused["warnings"]);
+    // Whoever ignores it may roll back.
+    let careful = json!({"failOnWarning": true, "ignoreWarnings": ["last-applied"]});
+    let answer = twins.undo(&[], careful).await;
     let record = twins.record(&answer).await;
     assert_eq!(record["warnings"], refused["warnings"]);
-    assert_eq!(record["warnings"][0]["code"], "last-applied");
-    assert_eq!(record["warnings"].as_array().unwrap().len(), 1);
-    assert!(!record["warnings"][0]["fix"].as_str().unwrap().is_empty());
+    let fix = "change the manifest back to revision 1 before it is applied again";
+    let expected = json!([{"code": "last-applied", "severity": "warning", "message": message, "fix": fix}]);
+    assert_eq!(record["warnings"], expected);
 }
 
 #[tokio::test]

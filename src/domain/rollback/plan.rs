@@ -5,7 +5,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{
-    Duplicates, Precondition, RevisionInfo, Warning,
+    Bookkeeping, Duplicates, OnWarning, Precondition, RevisionInfo, Warning,
+    predict::Prediction,
     warning::{distrust, warnings},
 };
 use crate::domain::{
@@ -41,13 +42,6 @@ pub enum Target {
 pub enum Mode {
     Apply,
     DryRun,
-}
-
-/// What a warning does to the rollback.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnWarning {
-    Proceed,
-    Refuse,
 }
 
 /// What else the one who asks may do to the DaemonSet.
@@ -247,10 +241,14 @@ pub fn plan(
         (Standing::NotSeen, Power::RollBack) => return Err(Refusal::NotSeen { name: name() }),
         (Standing::Trusted | Standing::Unwatched, _) | (_, Power::Patch) => {}
     }
-    let mut warnings = warnings(daemonset, current);
+    let bookkeeping = bookkeeping(daemonset, target, &template, field_ownership);
+    let prediction =
+        Prediction { daemonset, number: target.number, restored: &template, bookkeeping: &bookkeeping };
+    let mut warnings = [prediction.warnings(), warnings(daemonset, current)].concat();
     warnings.extend(distrust(target, standing));
-    if request.on_warning == OnWarning::Refuse && !warnings.is_empty() {
-        return Err(Refusal::Warned { warnings });
+    let refusing = request.on_warning.refusing(&warnings);
+    if !refusing.is_empty() {
+        return Err(Refusal::Warned { warnings: refusing });
     }
     Ok(Decision::Restore(Box::new(Plan {
         from: current.map(RevisionInfo::of),
@@ -264,6 +262,23 @@ pub fn plan(
         newest_revision_at: current
             .and_then(|_| history.revisions().iter().filter_map(|revision| revision.created_at).max()),
     })))
+}
+
+fn bookkeeping(
+    daemonset: &DaemonSet,
+    target: &Revision,
+    template: &Template,
+    field_ownership: FieldOwnership,
+) -> Bookkeeping {
+    match field_ownership {
+        FieldOwnership::Keep => Bookkeeping::Kept,
+        FieldOwnership::Return => {
+            match last_applied::restored(daemonset, target.last_applied.as_deref(), template) {
+                Ok(_) => Bookkeeping::Restored,
+                Err(reason) => Bookkeeping::NotRestored(reason.to_string()),
+            }
+        }
+    }
 }
 
 fn target<'a>(daemonset: &DaemonSet, history: &'a History, to: &Target) -> Result<&'a Revision, Refusal> {
@@ -292,10 +307,12 @@ fn target<'a>(daemonset: &DaemonSet, history: &'a History, to: &Target) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::domain::{
         daemonset::{LAST_APPLIED, UpdateStrategy},
-        fixtures::{daemonset, revision},
+        fixtures::{daemonset, revision, template},
         key::Name,
         rollback::{Version, WarningCode},
     };
@@ -468,14 +485,14 @@ mod tests {
         live.status.number_available = 1;
         let history = History::of(&live, vec![revision(1, "a"), revision(2, "b")]);
         let mut careful = request(Target::Previous);
-        careful.on_warning = OnWarning::Refuse;
+        careful.on_warning = OnWarning::Refuse { ignore: [WarningCode::Managed].into() };
         let Err(Refusal::Warned { warnings }) =
             plan(&live, &history, &careful, Power::RollBack, FieldOwnership::Return, |_| Standing::Trusted)
         else {
             panic!("not refused")
         };
         let codes: Vec<_> = warnings.iter().map(|warning| warning.code).collect();
-        assert_eq!(codes, [WarningCode::LastApplied, WarningCode::MinReadySeconds]);
+        assert_eq!(codes, [WarningCode::LastAppliedNotRestored, WarningCode::MinReadySeconds]);
         live.strategy = UpdateStrategy::OnDelete;
         let again = request(Target::Previous);
         let decision =
@@ -483,7 +500,37 @@ mod tests {
                 .unwrap();
         let Decision::Restore(plan) = decision else { panic!("skipped") };
         let codes: Vec<_> = plan.warnings.iter().map(|warning| warning.code).collect();
-        assert_eq!(codes, [WarningCode::LastApplied, WarningCode::OnDelete]);
+        assert_eq!(codes, [WarningCode::LastAppliedNotRestored, WarningCode::OnDelete]);
+    }
+
+    #[test]
+    fn warning_about_the_next_apply_depends_on_the_bookkeeping() {
+        let manifest = |image: &str| {
+            let spec = json!({"template": template(image).value()});
+            json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "web"}, "spec": spec})
+        };
+        let mut live = daemonset("b");
+        live.annotations.insert(LAST_APPLIED.into(), manifest("b").to_string());
+        let warning = |of_revision: Option<&str>, field_ownership| {
+            let last_applied = of_revision.map(|image| manifest(image).to_string().into());
+            let revisions = vec![Revision { last_applied, ..revision(1, "a") }, revision(2, "b")];
+            let history = History::of(&live, revisions);
+            let request = request(Target::Previous);
+            let decision =
+                plan(&live, &history, &request, Power::RollBack, field_ownership, |_| Standing::Trusted);
+            let Decision::Restore(mut plan) = decision.unwrap() else { panic!("skipped") };
+            assert_eq!(plan.warnings.len(), 1, "{:?}", plan.warnings);
+            plan.warnings.remove(0)
+        };
+        let restored = warning(Some("a"), FieldOwnership::Return);
+        assert_eq!(restored.code, WarningCode::LastApplied);
+        assert!(restored.message.contains("back exactly"), "{}", restored.message);
+        let missing = warning(None, FieldOwnership::Return);
+        assert_eq!(missing.code, WarningCode::LastAppliedNotRestored);
+        assert!(missing.message.contains("the revision carries no last-applied"), "{}", missing.message);
+        let kept = warning(Some("a"), FieldOwnership::Keep);
+        assert_eq!(kept.code, WarningCode::LastApplied);
+        assert!(kept.message.contains("merges two pod templates"), "{}", kept.message);
     }
 
     #[test]

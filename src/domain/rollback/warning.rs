@@ -1,11 +1,12 @@
-//! What somebody should know before a rollback is made.
+//! Facts that a caller should know before a rollback is made, and what a caller makes of them.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::Standing;
 use crate::domain::{
-    daemonset::{DaemonSet, LAST_APPLIED, ManagedBy, UpdateStrategy},
-    key::Name,
+    daemonset::{DaemonSet, UpdateStrategy},
     revision::{Recordability, Revision},
     text::cut,
 };
@@ -15,22 +16,53 @@ const WORDS: usize = 1024;
 
 /// Something that the caller should know before the rollback is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(from = "StoredWarning")]
 pub struct Warning {
     pub code: WarningCode,
+    pub severity: Severity,
     /// What will happen.
     pub message: String,
     /// What to do about it.
     pub fix: String,
 }
 
+/// A warning on record. Rollbacks of older versions have none with a severity.
+#[derive(Deserialize)]
+struct StoredWarning {
+    code: WarningCode,
+    severity: Option<Severity>,
+    message: String,
+    fix: String,
+}
+
+/// How much a warning weighs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = WarningSeverity)]
+pub enum Severity {
+    /// It is so, and no harm comes of it.
+    Info,
+    /// Something will go another way than a caller may expect. `failOnWarning` refuses from here on.
+    Warning,
+    /// The rollback will not last.
+    Blocking,
+}
+
 /// Stable name of a warning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WarningCode {
-    /// `kubectl apply` manages it from a file, and may undo the rollback.
+    /// `kubectl apply` manages it from a file: what its next apply does.
     LastApplied,
-    /// A tool keeps its manifest, and will undo the rollback.
+    /// The record that `kubectl apply` keeps of the last manifest could not be restored with the pod template, so
+    /// that its next apply merges two pod templates.
+    LastAppliedNotRestored,
+    /// A tool keeps its manifest: what the next write of that tool does.
     Managed,
+    /// The rollback is made, and the ownership of its fields could not be returned to the tools that apply them yet.
+    OwnershipNotReturned,
+    /// Fields that came back with the restored pod template stay with rollbackd, as no single tool applies them.
+    OwnershipKept,
     /// Pods are replaced only when somebody deletes them.
     OnDelete,
     /// Pods are ready but not yet for `minReadySeconds`: the controller replaces them all at once.
@@ -43,31 +75,103 @@ pub enum WarningCode {
     NotWatched,
     /// The API server, or a policy or webhook of its admission, lets the template through and warns of it.
     ApiServer,
-    /// The last-applied annotation is left as it is, so that the next client-side apply merges two templates.
-    LastAppliedNotRestored,
-    /// Fields of the template that came back stay with rollbackd: no single manager applies the template.
-    OwnershipKept,
-    /// The fields of the template are not returned to the managers that apply it.
-    OwnershipNotReturned,
+}
+
+/// What a rollback does about the records by which tools know what they have applied: the annotation of the last
+/// applied manifest, and the ownership of fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bookkeeping {
+    /// Both are returned to the tools, with the pod template that they describe (`--field-ownership=return`).
+    Restored,
+    /// Both stay as the rollback leaves them (`--field-ownership=keep`).
+    Kept,
+    /// The ownership is returned, and the annotation can't be restored, for the reason in this sentence. Not for a
+    /// DaemonSet that client-side apply has never managed: there is nothing to restore then.
+    NotRestored(String),
+}
+
+/// What a warning does to the rollback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OnWarning {
+    Proceed,
+    /// Refuse the rollback from [`Severity::Warning`] on.
+    Refuse {
+        /// Codes that refuse nothing.
+        ignore: BTreeSet<WarningCode>,
+    },
+}
+
+impl OnWarning {
+    /// The warnings that refuse the rollback; none if it may be made.
+    #[must_use]
+    pub fn refusing(&self, warnings: &[Warning]) -> Vec<Warning> {
+        match self {
+            Self::Proceed => Vec::new(),
+            Self::Refuse { ignore } => {
+                let refuses = |warning: &&Warning| {
+                    warning.severity >= Severity::Warning && !ignore.contains(&warning.code)
+                };
+                warnings.iter().filter(refuses).cloned().collect()
+            }
+        }
+    }
+}
+
+impl WarningCode {
+    /// The severity of a warning of which nothing more is known.
+    #[must_use]
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::OnDelete => Severity::Info,
+            Self::LastApplied
+            | Self::LastAppliedNotRestored
+            | Self::Managed
+            | Self::OwnershipNotReturned
+            | Self::OwnershipKept
+            | Self::MinReadySeconds
+            | Self::NotRecorded
+            | Self::NeverRunning
+            | Self::NotWatched
+            | Self::ApiServer => Severity::Warning,
+        }
+    }
+}
+
+impl From<StoredWarning> for Warning {
+    fn from(StoredWarning { code, severity, message, fix }: StoredWarning) -> Self {
+        Self { code, severity: severity.unwrap_or_else(|| code.severity()), message, fix }
+    }
 }
 
 impl Warning {
+    /// A warning of the severity that its code has.
+    #[must_use]
+    pub fn new(code: WarningCode, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { code, severity: code.severity(), message: message.into(), fix: fix.into() }
+    }
+
+    /// The same with another severity.
+    #[must_use]
+    pub fn with_severity(self, severity: Severity) -> Self {
+        Self { severity, ..self }
+    }
+
     /// Takes the API server's words, which kubectl prints.
     #[must_use]
     pub fn of_api_server(words: &str) -> Self {
-        Self {
-            code: WarningCode::ApiServer,
-            message: cut(words, WORDS).into_owned(),
-            fix: "look at what the restored template asks for that the cluster is warned of".to_owned(),
-        }
+        let fix = "look at what the restored template asks for that the cluster is warned of";
+        Self::new(WarningCode::ApiServer, cut(words, WORDS), fix)
     }
 }
 
 /// Most paths that a warning lists.
 const PATHS: usize = 10;
+/// End of the path of the annotation that `kubectl rollout restart` sets.
+const RESTARTED_AT: &str = ".kubectl.kubernetes.io/restartedAt";
 
 impl Warning {
-    /// Lists what stays with rollbackd of what came back; `None` if nothing does.
+    /// Lists what stays with rollbackd of what came back; `None` if nothing does. The time of a restart alone harms
+    /// no apply.
     #[must_use]
     pub fn of_kept_fields(paths: &[String]) -> Option<Self> {
         let more = match paths.len().saturating_sub(PATHS) {
@@ -75,25 +179,26 @@ impl Warning {
             more => format!(" and {more} more"),
         };
         let listed = paths[..paths.len().min(PATHS)].join(", ");
-        (!paths.is_empty()).then(|| Self {
-            code: WarningCode::OwnershipKept,
-            message: cut(
-                &format!("field manager rollbackd keeps what came back: {listed}{more}; no apply removes it"),
-                WORDS,
-            )
-            .into_owned(),
-            fix: "remove these fields by hand when they are no longer wanted".to_owned(),
-        })
+        let message =
+            format!("field manager rollbackd keeps what came back: {listed}{more}; no apply removes it");
+        let severity = if paths.iter().all(|path| path.ends_with(RESTARTED_AT)) {
+            Severity::Info
+        } else {
+            Severity::Warning
+        };
+        let fix = "remove these fields by hand when they are no longer wanted";
+        (!paths.is_empty())
+            .then(|| Self::new(WarningCode::OwnershipKept, cut(&message, WORDS), fix).with_severity(severity))
     }
 
     /// Says why the fields of the template are not returned.
     #[must_use]
     pub fn of_unreturned_ownership(why: &str) -> Self {
-        Self {
-            code: WarningCode::OwnershipNotReturned,
-            message: format!("the fields of the template still belong to field manager rollbackd: {why}"),
-            fix: "before the next server-side apply compare the template with the manifest; an apply does not remove what rollbackd owns".to_owned(),
-        }
+        Self::new(
+            WarningCode::OwnershipNotReturned,
+            format!("the fields of the template still belong to field manager rollbackd: {why}"),
+            "before the next server-side apply compare the template with the manifest; an apply does not remove what rollbackd owns",
+        )
     }
 }
 
@@ -101,22 +206,7 @@ impl Warning {
 pub(super) fn warnings(daemonset: &DaemonSet, current: Option<&Revision>) -> Vec<Warning> {
     let name = &daemonset.key.name;
     let mut warnings = Vec::new();
-    let mut warn = |code, message, fix: &str| {
-        warnings.push(Warning { code, message, fix: fix.to_owned() });
-    };
-    if daemonset.annotations.contains_key(LAST_APPLIED) {
-        warn(
-            WarningCode::LastApplied,
-            // kubectl's words, from `rollout_undo.go`.
-            format!(
-                "resource daemonsets/{name} was previously managed with 'kubectl apply'. Rolling back will not update the {LAST_APPLIED} annotation, which may cause unexpected behavior on future 'kubectl apply' operations. Consider using 'kubectl apply' with your previous configuration file instead."
-            ),
-            "bring the manifest back to the restored revision before anybody applies it again",
-        );
-    }
-    if let Some((message, fix)) = daemonset.managed_by().and_then(|by| managed(name, &by)) {
-        warn(WarningCode::Managed, message, fix);
-    }
+    let mut warn = |code, message: String, fix: &str| warnings.push(Warning::new(code, message, fix));
     if daemonset.strategy == UpdateStrategy::OnDelete {
         warn(
             WarningCode::OnDelete,
@@ -162,35 +252,6 @@ pub(super) fn warnings(daemonset: &DaemonSet, current: Option<&Revision>) -> Vec
     warnings
 }
 
-/// What a tool that keeps the manifest will do about a rollback. Of client-side apply kubectl's own words are
-/// said already.
-fn managed(name: &Name, by: &ManagedBy) -> Option<(String, &'static str)> {
-    let (tool, will, fix) = match by {
-        ManagedBy::ArgoCd { id } => (
-            format!("Argo CD ({id})"),
-            "its next sync will undo the rollback",
-            "revert the change in the repository that it syncs from, or switch its automatic sync off before",
-        ),
-        ManagedBy::Flux { id } => (
-            format!("Flux ({id})"),
-            "its next reconciliation will undo the rollback",
-            "revert the change in the repository that it reconciles from, or suspend it before",
-        ),
-        ManagedBy::Helm { id } => (
-            format!("Helm (release {id})"),
-            "its next upgrade of the release will undo the rollback",
-            "roll the release back as well: helm rollback",
-        ),
-        ManagedBy::ServerSideApply { id } => (
-            format!("server-side apply (field manager {id})"),
-            "its next apply will fail with a conflict that names rollbackd, or, if it is forced, undo the rollback",
-            "bring the manifest back to the restored revision before it is applied again",
-        ),
-        ManagedBy::KubectlApply => return None,
-    };
-    Some((format!("daemonsets/{name} is managed by {tool}: {will}"), fix))
-}
-
 /// What to know of a revision that nobody saw running.
 pub(super) fn distrust(target: &Revision, standing: Standing) -> Option<Warning> {
     let name = &target.controller_revision;
@@ -209,5 +270,70 @@ pub(super) fn distrust(target: &Revision, standing: Standing) -> Option<Warning>
             ),
         ),
     };
-    Some(Warning { code, message, fix: "look into the revision before you roll back to it".to_owned() })
+    Some(Warning::new(code, message, "look into the revision before you roll back to it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const ALL: [WarningCode; 11] = [
+        WarningCode::LastApplied,
+        WarningCode::LastAppliedNotRestored,
+        WarningCode::Managed,
+        WarningCode::OwnershipNotReturned,
+        WarningCode::OwnershipKept,
+        WarningCode::OnDelete,
+        WarningCode::MinReadySeconds,
+        WarningCode::NotRecorded,
+        WarningCode::NeverRunning,
+        WarningCode::NotWatched,
+        WarningCode::ApiServer,
+    ];
+
+    #[test]
+    fn warning_without_severity_reads_back_with_that_of_its_code() {
+        for code in ALL {
+            let stored = json!({"code": code, "message": "m", "fix": "f"});
+            let read: Warning = serde_json::from_value(stored).unwrap();
+            assert_eq!(read, Warning::new(code, "m", "f"));
+            assert_eq!(read.severity == Severity::Info, code == WarningCode::OnDelete, "{code:?}");
+        }
+        let blocking = Warning::new(WarningCode::Managed, "m", "f").with_severity(Severity::Blocking);
+        let stored = serde_json::to_value(&blocking).unwrap();
+        assert_eq!(stored["severity"], "blocking");
+        assert_eq!(serde_json::from_value::<Warning>(stored).unwrap(), blocking);
+    }
+
+    #[test]
+    fn kept_time_of_a_restart_is_no_warning_but_another_field_is() {
+        let restarted = "metadata.annotations.kubectl.kubernetes.io/restartedAt";
+        let severity = |paths: &[&str]| {
+            let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+            Warning::of_kept_fields(&paths).map(|warning| warning.severity)
+        };
+        assert_eq!(severity(&[]), None);
+        assert_eq!(severity(&[restarted]), Some(Severity::Info));
+        assert_eq!(severity(&[restarted, "spec.hostNetwork"]), Some(Severity::Warning));
+    }
+
+    #[test]
+    fn rollback_is_refused_from_warning_on_but_not_by_ignored_codes() {
+        let managed = |severity| Warning::new(WarningCode::Managed, "m", "f").with_severity(severity);
+        let all = [
+            Warning::new(WarningCode::OnDelete, "m", "f"),
+            Warning::new(WarningCode::MinReadySeconds, "m", "f"),
+            managed(Severity::Info),
+            managed(Severity::Warning),
+            managed(Severity::Blocking),
+        ];
+        let refuse = |ignore: &[WarningCode]| OnWarning::Refuse { ignore: ignore.iter().copied().collect() };
+        assert_eq!(OnWarning::Proceed.refusing(&all), []);
+        assert_eq!(refuse(&[]).refusing(&all), [&all[1], &all[3], &all[4]].map(Clone::clone));
+        assert_eq!(refuse(&[WarningCode::Managed]).refusing(&all), [all[1].clone()]);
+        assert_eq!(refuse(&[WarningCode::Managed, WarningCode::MinReadySeconds]).refusing(&all), []);
+        assert_eq!(refuse(&[]).refusing(&all[..1]), []);
+    }
 }

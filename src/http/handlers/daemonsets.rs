@@ -18,8 +18,9 @@ use crate::{
     auth::{AuthError, Caller},
     domain::{
         access::Access,
-        daemonset::{Counts, DaemonSet, ManagedBy, UpdateStrategy},
+        daemonset::{Counts, DaemonSet, UpdateStrategy},
         key::{Key, Namespace},
+        managers::ManagedBy,
         revision::{History, RevisionNumber},
         rollout::{Phase, Rollout},
         template::ContainerImage,
@@ -53,9 +54,9 @@ pub struct DaemonSetSummary {
     pub message: String,
     #[serde(flatten)]
     pub counts: Counts,
-    /// What keeps its manifest, and would undo a rollback.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub managed_by: Option<ManagedBy>,
+    /// The tools that keep its manifest and may bring their own pod template back after a rollback, the most
+    /// decisive first.
+    pub managed_by: Vec<ManagedBy>,
     /// Id of the newest rollback that has not ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_rollback: Option<Uuid>,

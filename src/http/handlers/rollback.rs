@@ -1,5 +1,7 @@
 //! `POST …/rollback`.
 
+use std::collections::BTreeSet;
+
 use axum::{
     Extension, Json as JsonAnswer,
     extract::State,
@@ -34,7 +36,7 @@ use crate::{
         revision::{RevisionNumber, RevisionRef},
         rollback::{
             Mode, OnWarning, Origin, Precondition, RevisionInfo, Rollback, RollbackRequest, RollbackState,
-            Target as Revision, Warning,
+            Target as Revision, Warning, WarningCode,
         },
         text::escape,
     },
@@ -66,9 +68,12 @@ pub struct Body {
     #[serde(default)]
     #[schema(examples(3))]
     expected_revision: Option<i64>,
-    /// Refuse the rollback (422) if there is a warning.
+    /// Refuse the rollback (422) if there is a warning of severity `warning` or `blocking`.
     #[serde(default)]
     fail_on_warning: Option<bool>,
+    /// Codes of warnings that do not refuse it; only with `failOnWarning`.
+    #[serde(default)]
+    ignore_warnings: Option<Vec<WarningCode>>,
 }
 
 /// A number, a ControllerRevision's name, or "previous".
@@ -238,7 +243,7 @@ pub enum RollbackResult {
         (status = 404, description = "No such DaemonSet", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "Another rollback is being made, the first request with the same `Idempotency-Key` has no answer yet, the DaemonSet was changed in between, or the controller has not recorded the running template", body = ProblemBody, content_type = "application/problem+json"),
         (status = 412, description = "`expectedRevision` is not the running one, or `If-Match` does not hold", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "It makes no sense, the `Idempotency-Key` belongs to another request, there are warnings and `failOnWarning` is set, or the API server refused it", body = ProblemBody, content_type = "application/problem+json", example = json!({"type": "https://rollbackd.dev/problems/unknown-revision", "title": "No such revision", "status": 422, "detail": "unable to find specified revision 99 in history", "instance": "/daemonsets/monitoring/agent/rollback", "requestId": "01936b5e-7d0a-7f43-9c7e-2f3f6a0b1c2d", "errors": [{"pointer": "/toRevision", "detail": "unable to find specified revision 99 in history"}]})),
+        (status = 422, description = "It makes no sense, the `Idempotency-Key` belongs to another request, there are warnings of severity `warning` or `blocking` and `failOnWarning` is set, or the API server refused it", body = ProblemBody, content_type = "application/problem+json", example = json!({"type": "https://rollbackd.dev/problems/unknown-revision", "title": "No such revision", "status": 422, "detail": "unable to find specified revision 99 in history", "instance": "/daemonsets/monitoring/agent/rollback", "requestId": "01936b5e-7d0a-7f43-9c7e-2f3f6a0b1c2d", "errors": [{"pointer": "/toRevision", "detail": "unable to find specified revision 99 in history"}]})),
         (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The API server or the audit store is out of reach; nothing was changed", body = ProblemBody, content_type = "application/problem+json"),
     ),
@@ -304,17 +309,22 @@ impl Body {
             let detail = "expectedRevision: expected a number from 1";
             return Err(Problem::pointer(Kind::InvalidRequest, "/expectedRevision", detail));
         }
+        let ignore: BTreeSet<WarningCode> = self.ignore_warnings.into_iter().flatten().collect();
+        let on_warning = match self.fail_on_warning {
+            Some(true) => OnWarning::Refuse { ignore },
+            Some(false) | None if ignore.is_empty() => OnWarning::Proceed,
+            Some(false) | None => {
+                let detail = "ignoreWarnings: expected none without failOnWarning: true";
+                return Err(Problem::pointer(Kind::InvalidRequest, "/ignoreWarnings", detail));
+            }
+        };
         Ok(RollbackRequest {
             to: self.to_revision.unwrap_or(Revision::Previous),
             reason,
             mode: if self.dry_run == Some(true) { Mode::DryRun } else { Mode::Apply },
             expected_revision: self.expected_revision.map(RevisionNumber),
             precondition,
-            on_warning: if self.fail_on_warning == Some(true) {
-                OnWarning::Refuse
-            } else {
-                OnWarning::Proceed
-            },
+            on_warning,
         })
     }
 }

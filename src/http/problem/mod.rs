@@ -79,7 +79,7 @@ pub struct ProblemBody {
     /// What is wrong with the request, part by part.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// Why `failOnWarning` refused the rollback.
+    /// The warnings for which `failOnWarning` refused the rollback.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Warning>,
     /// Seconds after which to try again, also in the header `Retry-After`.
