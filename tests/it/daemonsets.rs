@@ -462,10 +462,8 @@ async fn tools_that_keep_the_manifest_are_named() {
     space.kubectl.feed(&["apply", "--server-side", by_argo, "-f", "-"], &argo).await;
     space.kubectl.feed(&["apply", by_argo, "-f", "-"], &idle("argo-csa", json!({}))).await;
     space.kubectl.feed(&["apply", "--server-side", by_argo, "-f", "-"], &idle("both", json!({}))).await;
-    space
-        .kubectl
-        .feed(&["apply", "--server-side", "--field-manager=portal", "-f", "-"], &idle("both", json!({})))
-        .await;
+    let shared = ["apply", "--server-side", "--force-conflicts", "--field-manager=portal", "-f", "-"];
+    space.kubectl.feed(&shared, &idle("both", json!({}))).await;
     let by_helm = with("helm-4", "annotations", "meta.helm.sh/release-name", "agents");
     space.kubectl.feed(&["apply", "--server-side", "--field-manager=helm", "-f", "-"], &by_helm).await;
     // What was applied on the client first, and on the server from then on.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     controlplane::{ControlPlane, NODES, kubernetes},
     space::{Space, daemonset},
-    twins::{Twins, plant},
+    twins::{LAST_APPLIED, Twins, plant},
     wait::{until, until_is},
 };
 
@@ -281,6 +281,10 @@ async fn next_kubectl_apply_is_predicted() {
     let fix = "change the manifest back to revision 1 before it is applied again";
     let expected = json!([{"code": "last-applied", "severity": "warning", "message": message, "fix": fix}]);
     assert_eq!(record["warnings"], expected);
+    let agent = twins.ours.kubectl.get("daemonset", "agent").await;
+    let manifest = agent["metadata"]["annotations"][LAST_APPLIED].as_str().expect("a manifest");
+    let manifest: Value = serde_json::from_str(manifest).expect("a manifest is JSON");
+    assert_eq!(manifest["spec"]["template"]["spec"]["containers"][0]["image"], "img:1");
 }
 
 #[tokio::test]

@@ -11,6 +11,9 @@ use super::{
     wait::until,
 };
 
+/// Annotation of client-side apply.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
 /// Two namespaces, and a rollbackd.
 pub struct Twins {
     pub theirs: Space,
@@ -111,13 +114,18 @@ impl Twins {
     }
 }
 
-/// The DaemonSet `agent` and all ControllerRevisions, without what differs between any two objects and
-/// without rollbackd's own annotation.
+/// The DaemonSet `agent` and all ControllerRevisions, without what differs between any two objects, without
+/// rollbackd's own annotation, and without the template of the last applied manifest: kubectl leaves that as it is.
 async fn state(space: &Space) -> Value {
     let daemonset = space.observed("agent").await;
     let revisions: Vec<Value> = space.revisions().await.into_iter().map(|it| bare(it, space)).collect();
     let mut daemonset = bare(daemonset, space);
     daemonset.as_object_mut().expect("an object").remove("status");
+    if let Value::String(text) = &mut daemonset["metadata"]["annotations"][LAST_APPLIED] {
+        let mut manifest: Value = serde_json::from_str(text).expect("a manifest");
+        manifest["spec"]["template"] = Value::Null;
+        *text = manifest.to_string();
+    }
     json!({"daemonset": daemonset, "revisions": revisions})
 }
 
