@@ -121,7 +121,7 @@ async fn state(space: &Space) -> Value {
     let revisions: Vec<Value> = space.revisions().await.into_iter().map(|it| bare(it, space)).collect();
     let mut daemonset = bare(daemonset, space);
     daemonset.as_object_mut().expect("an object").remove("status");
-    if let Value::String(text) = &mut daemonset["metadata"]["annotations"][LAST_APPLIED] {
+    if let Some(Value::String(text)) = daemonset["metadata"]["annotations"].get_mut(LAST_APPLIED) {
         let mut manifest: Value = serde_json::from_str(text).expect("a manifest");
         manifest["spec"]["template"] = Value::Null;
         *text = manifest.to_string();
