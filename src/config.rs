@@ -188,6 +188,17 @@ pub struct ServeArgs {
     #[arg(long, env = "ROLLBACKD_ACCEPT_API_SERVER_AUDIENCE")]
     pub accept_api_server_audience: bool,
 
+    /// Group as whose member nobody can be impersonated, beside those of the control plane; repeatable, or separated by
+    /// semicolons
+    #[arg(
+        long = "refuse-impersonate-group",
+        env = "ROLLBACKD_REFUSE_IMPERSONATE_GROUP",
+        value_name = "GROUP",
+        value_delimiter = ';',
+        value_parser = group
+    )]
+    pub refused_groups: Vec<String>,
+
     /// What can be read without a token, beside the probes; repeatable
     #[arg(long, env = "ROLLBACKD_ANONYMOUS", value_name = "WHAT", value_delimiter = ',')]
     pub anonymous: Vec<Anonymous>,
@@ -313,6 +324,7 @@ impl SandboxArgs {
             auth: AuthMode::Sandbox,
             audience: String::new(),
             accept_api_server_audience: false,
+            refused_groups: Vec::new(),
             anonymous: Vec::new(),
             cors_origins: Vec::new(),
             trusted_proxies: Vec::new(),
@@ -416,6 +428,15 @@ fn audience(text: &str) -> Result<String, String> {
     }
 }
 
+fn group(text: &str) -> Result<String, String> {
+    let printable = text.chars().all(|c| !c.is_control());
+    if !text.trim().is_empty() && printable {
+        Ok(text.to_owned())
+    } else {
+        Err("expected the name of a group".into())
+    }
+}
+
 /// An origin as browsers write it (RFC 6454, 6.2): scheme, host, and a port that is not the scheme's own.
 fn origin(text: &str) -> Result<HeaderValue, String> {
     let exact = || {
@@ -497,6 +518,9 @@ mod tests {
             ("--drain-delay", "soon"),
             ("--max-connections", "0"),
             ("--max-streams", "0"),
+            ("--max-reviews-per-address", "0"),
+            ("--max-reviews-per-user", "1.5"),
+            ("--refuse-impersonate-group", " "),
             ("--max-streams-per-user", "many"),
             ("--max-connections-per-address", "-1"),
             ("--max-unfinished-header-bytes", "1000"),

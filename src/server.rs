@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::{Head, Store, StoreUrl},
-    auth::{Audiences, Authority, Pace, Reviews},
+    auth::{Admission, Audiences, Authority, Pace, Reviews, Share},
     config::{Anonymous, AuthMode, SandboxArgs, ServeArgs, StoreArgs},
     http::{
         self, App, Limits, MAX_HEADER, Open, Writes,
@@ -50,6 +50,11 @@ const CUT_PERIOD: Duration = Duration::from_secs(3600);
 const PARTING: Duration = Duration::from_secs(4);
 /// For the last bytes of answers to leave.
 const LAST_BYTES: Duration = Duration::from_millis(500);
+
+/// Of an address' share of reviews, so many seconds' worth can be used at once.
+const ADDRESS_BURST: u32 = 10;
+/// The same of a user's: two lists of as many namespaces as one request asks about.
+const USER_BURST: u32 = 30;
 
 /// Times that tests make shorter.
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +162,7 @@ impl Server {
             auth,
             audience,
             accept_api_server_audience,
+            refused_groups,
             anonymous,
             cors_origins,
             trusted_proxies,
@@ -193,13 +199,17 @@ impl Server {
             AuthMode::Sandbox => Authority::Sandbox,
             AuthMode::Kubernetes => {
                 let audiences = Audiences { own: audience, api_server: accept_api_server_audience };
-                let reviewer = Reviewer::new(&live);
-                Authority::Kubernetes(Arc::new(Reviews::new(
-                    reviewer,
+                let admission = Admission {
                     audiences,
-                    timing.reviews,
-                    metrics.clone(),
-                )))
+                    refused_groups,
+                    address_share: share(limits.max_reviews_per_address, ADDRESS_BURST),
+                    user_share: share(limits.max_reviews_per_user, USER_BURST),
+                };
+                let reviewer = Reviewer::new(&live);
+                let reviews = Reviews::new(reviewer, admission, timing.reviews, metrics.clone());
+                let reviews = Arc::new(reviews);
+                tasks.spawn(stop.clone().run_until_cancelled_owned(reviews.clone().learn_issuer()));
+                Authority::Kubernetes(reviews)
             }
         };
         let rollbacks = Rollbacks::new(Parts {
@@ -413,6 +423,10 @@ async fn part(store: &Store) {
 fn log_head(head: &Head) {
     let anchor = format!("{}:{}", head.sequence, head.hash);
     tracing::info!(sequence = head.sequence, hash = head.hash, anchor, "the audit's head");
+}
+
+fn share(per_second: u32, burst_seconds: u32) -> Share {
+    Share { per_second, burst: per_second.saturating_mul(burst_seconds) }
 }
 
 fn open(anonymous: Anonymous) -> Open {

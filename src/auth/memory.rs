@@ -9,7 +9,7 @@ use std::{
 
 use moka::future::Cache;
 
-use crate::kubernetes::ClusterError;
+use super::ReviewError;
 
 /// How old the answer to a review may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ struct Answer<V> {
 /// Why there is no yes to remember.
 enum NotYes {
     No,
-    Unknown(ClusterError),
+    Unknown(ReviewError),
 }
 
 impl<V> Answer<V> {
@@ -78,9 +78,15 @@ where
         }
     }
 
-    /// Whether a yes to this is remembered, however old.
-    pub fn knows(&self, key: &K) -> bool {
-        self.yes.contains_key(key)
+    /// The remembered yes, however old.
+    pub async fn known(&self, key: &K) -> Option<V> {
+        self.yes.get(key).await.map(|known| known.value)
+    }
+
+    /// Whether a no to this is remembered.
+    pub async fn refuses(&self, key: &K) -> bool {
+        let refused = self.no.get(key).await;
+        refused.is_some_and(|refused| refused.is_younger_than(self.lifetimes.no))
     }
 
     /// The remembered answer if it is young enough, else the one that `review` brings; `None` is no.
@@ -91,8 +97,8 @@ where
         &self,
         key: K,
         age: Age,
-        review: impl Future<Output = Result<Option<V>, ClusterError>>,
-    ) -> Result<(Option<V>, Source), ClusterError> {
+        review: impl Future<Output = Result<Option<V>, ReviewError>>,
+    ) -> Result<(Option<V>, Source), ReviewError> {
         let asked_at = Instant::now();
         let limit = match age {
             Age::Fresh => {
@@ -155,6 +161,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::kubernetes::ClusterError;
 
     const LONG: Lifetimes = Lifetimes { yes: Duration::from_secs(30), no: Duration::from_secs(10) };
 
@@ -214,7 +221,7 @@ mod tests {
             reviews.ask(key, Age::Remembered).await;
         }
         assert_eq!(reviews.asked(), 2);
-        let away = async { Err(ClusterError::Busy { retry_after: None }) };
+        let away = async { Err(ClusterError::Busy { retry_after: None }.into()) };
         assert!(reviews.0.ask(8, Age::Remembered, away).await.is_err());
         assert_eq!(reviews.ask(8, Age::Remembered).await, Some(8));
     }

@@ -10,17 +10,19 @@
 mod claim;
 mod memory;
 mod reviews;
+mod shares;
 mod token;
 mod vigil;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt};
 
 pub use claim::{Claim, NeverImpersonated};
 pub use memory::Age;
 use reviews::Subject;
-pub use reviews::{Audiences, Pace, Reviews};
+pub use reviews::{Admission, Audiences, Pace, Reviews};
+pub use shares::Share;
 pub use token::Token;
 
 use crate::{
@@ -102,9 +104,43 @@ pub enum AuthError {
     /// No right to all namespaces, and too many to ask about each.
     #[error("{0}; there are too many namespaces to ask about each of them: name one")]
     TooManyNamespaces(Denied),
+    /// The share of the reviews of this caller, or of the client's address, is used up.
+    #[error("too many requests that need a review by the cluster")]
+    TooManyRequests { retry_after: Duration },
     /// It can't be asked. Never a yes.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+}
+
+/// Why a review has no answer. Never a yes.
+#[derive(Clone, Debug)]
+enum ReviewError {
+    ShareUsedUp { retry_after: Duration },
+    Cluster(ClusterError),
+}
+
+impl From<ClusterError> for ReviewError {
+    fn from(error: ClusterError) -> Self {
+        Self::Cluster(error)
+    }
+}
+
+impl From<ReviewError> for AuthError {
+    fn from(error: ReviewError) -> Self {
+        match error {
+            ReviewError::ShareUsedUp { retry_after } => Self::TooManyRequests { retry_after },
+            ReviewError::Cluster(error) => Self::Cluster(error),
+        }
+    }
+}
+
+/// Who pays for a review with a part of their share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payer {
+    /// The client's address, as long as the token is not known; an IPv6 address is that of its /64.
+    Address(IpAddr),
+    /// rollbackd itself: who listens to a stream is reviewed at intervals, and streams are limited.
+    Itself,
 }
 
 impl Denied {
@@ -165,18 +201,19 @@ impl Authority {
     /// Finds out who sent a request.
     ///
     /// # Errors
-    /// When there is no token, a bad one, or the cluster can't be asked.
+    /// When there is no token, a bad one, the share of who pays is used up, or the cluster can't be asked.
     pub async fn authenticate(
         &self,
         token: Option<Token>,
         claim: Option<Claim>,
         age: Age,
+        payer: Payer,
     ) -> Result<Arrival, AuthError> {
         let Self::Kubernetes(reviews) = self else {
             return Ok(Arrival { who: Who::Local, claim: None });
         };
         let token = token.ok_or(AuthError::NoToken)?;
-        let subject = reviews.owner(&token, age).await?;
+        let subject = reviews.owner(&token, claim.as_ref(), age, &payer).await?;
         Ok(Arrival { who: Who::Owner { token, subject }, claim })
     }
 
@@ -198,10 +235,12 @@ impl Authority {
     /// Whether somebody may do something; what is remembered counts.
     ///
     /// # Errors
-    /// When the cluster can't be asked.
-    pub async fn may(&self, caller: &Caller, access: &Access) -> Result<bool, ClusterError> {
+    /// When the cluster can't be asked, or the caller's share of reviews is used up.
+    pub async fn may(&self, caller: &Caller, access: &Access) -> Result<bool, AuthError> {
         match (self, &caller.subject) {
-            (Self::Kubernetes(reviews), Some(subject)) => reviews.may(subject, access, Age::Remembered).await,
+            (Self::Kubernetes(reviews), Some(subject)) => {
+                Ok(reviews.may(subject, access, Age::Remembered, Some(subject.name())).await?)
+            }
             (Self::None | Self::Sandbox, _) => Ok(true),
             (Self::Kubernetes(_), None) => Ok(false),
         }
@@ -233,14 +272,23 @@ impl Authority {
         if candidates.len() > NAMESPACES {
             return Err(AuthError::TooManyNamespaces(denied));
         }
+        let (Self::Kubernetes(reviews), Some(subject)) = (self, &caller.subject) else {
+            return Err(denied.into());
+        };
+        let mut unseen = reviews.unseen(subject, &right(None)).await;
+        let asked: Vec<Namespace> = candidates.difference(&unseen.namespaces).cloned().collect();
         let right = &right;
-        let asking = candidates.into_iter().map(async |namespace| {
+        let asking = asked.clone().into_iter().map(async |namespace| {
             let allowed = self.may(caller, &right(Some(&namespace))).await?;
-            Ok::<_, ClusterError>(allowed.then_some(namespace))
+            Ok::<_, AuthError>(allowed.then_some(namespace))
         });
         let answers = futures_util::stream::iter(asking).buffer_unordered(AT_ONCE);
         let allowed: HashSet<Namespace> =
             answers.try_filter_map(async |allowed| Ok(allowed)).try_collect().await?;
+        if allowed.len() < asked.len() {
+            unseen.namespaces.extend(asked.into_iter().filter(|namespace| !allowed.contains(namespace)));
+            reviews.remember_unseen(subject, right(None), unseen).await;
+        }
         if allowed.is_empty() { Err(denied.into()) } else { Ok(Seen::Only(allowed)) }
     }
 

@@ -21,6 +21,7 @@ pub struct Token(Arc<str>);
 #[derive(Default, Deserialize)]
 struct Claims {
     exp: Option<f64>,
+    iss: Option<String>,
     aud: Option<Audiences>,
 }
 
@@ -55,6 +56,11 @@ impl Token {
         let seconds = self.claims()?.exp?;
         #[expect(clippy::cast_possible_truncation, reason = "a time beyond i64 is none")]
         Timestamp::from_second(seconds as i64).ok()
+    }
+
+    /// Whether it is a JSON Web Token that says it was made by this issuer.
+    pub(super) fn names_issuer(&self, issuer: &str) -> bool {
+        self.claims().and_then(|claims| claims.iss).is_some_and(|named| named == issuer)
     }
 
     /// Whether it is a JSON Web Token that says it was made for this audience.
@@ -108,6 +114,8 @@ mod tests {
         let token = jwt(r#"{"exp": 1000000000, "aud": ["rollbackd", "x"]}"#);
         assert_eq!(token.expires_at(), Timestamp::from_second(1_000_000_000).ok());
         assert!(token.names_audience("rollbackd") && !token.names_audience("y"));
+        let token = jwt(r#"{"iss": "https://kubernetes.default.svc"}"#);
+        assert!(token.names_issuer("https://kubernetes.default.svc") && !token.names_issuer(""));
         assert!(jwt(r#"{"aud": "rollbackd"}"#).names_audience("rollbackd"));
         for odd in
             [jwt("{}"), jwt("[]"), jwt(r#"{"exp": "soon"}"#), Token::from_header("Bearer opaque").unwrap()]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
-use super::{AuthError, Authority, Caller, Reviews, Token, Who, memory::Age};
+use super::{AuthError, Authority, Caller, Payer, Reviews, Token, Who, memory::Age};
 use crate::domain::access::Access;
 
 impl Authority {
@@ -32,7 +32,7 @@ impl Authority {
             sleep(wait).await;
             match self.still_may(reviews, caller, access).await {
                 Ok(()) => (failing, wait) = (None, pace.again),
-                Err(AuthError::Cluster(_)) => {
+                Err(AuthError::Cluster(_) | AuthError::TooManyRequests { .. }) => {
                     if failing.get_or_insert_with(Instant::now).elapsed() >= pace.patience {
                         return;
                     }
@@ -52,10 +52,11 @@ impl Authority {
     ) -> Result<(), AuthError> {
         let age = Age::AtMost(reviews.pace.again / 10);
         let Who::Owner { token, .. } = &caller.arrival.who else { return Ok(()) };
-        let arrival = self.authenticate(Some(token.clone()), caller.arrival.claim.clone(), age).await?;
+        let claim = caller.arrival.claim.clone();
+        let arrival = self.authenticate(Some(token.clone()), claim, age, Payer::Itself).await?;
         let caller = self.admit(arrival, age).await?;
         let (Some(access), Some(subject)) = (access, &caller.subject) else { return Ok(()) };
-        if reviews.may(subject, access, age).await? {
+        if reviews.may(subject, access, age, None).await? {
             Ok(())
         } else {
             Err(caller.denied(access.clone()).into())

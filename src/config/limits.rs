@@ -29,6 +29,15 @@ pub struct LimitArgs {
     /// Open event streams of one user: the one whose rights decide
     #[arg(long, env = "ROLLBACKD_MAX_STREAMS_PER_USER", value_name = "COUNT", default_value_t = 50, value_parser = count, allow_negative_numbers = true)]
     pub max_streams_per_user: usize,
+
+    /// Reviews a second that the API server is asked because of tokens from one address, or /64 of IPv6, that were not
+    /// valid before; ten times as many at once
+    #[arg(long, env = "ROLLBACKD_MAX_REVIEWS_PER_ADDRESS", value_name = "COUNT", default_value_t = 20, value_parser = rate, allow_negative_numbers = true)]
+    pub max_reviews_per_address: u32,
+
+    /// Reviews a second that the API server is asked because of one user; thirty times as many at once
+    #[arg(long, env = "ROLLBACKD_MAX_REVIEWS_PER_USER", value_name = "COUNT", default_value_t = 20, value_parser = rate, allow_negative_numbers = true)]
+    pub max_reviews_per_user: u32,
 }
 
 impl Default for LimitArgs {
@@ -40,6 +49,8 @@ impl Default for LimitArgs {
             max_unfinished_header_bytes: 4 * 1024 * 1024,
             max_streams: 500,
             max_streams_per_user: 50,
+            max_reviews_per_address: 20,
+            max_reviews_per_user: 20,
         }
     }
 }
@@ -48,6 +59,14 @@ fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if count > 0 => Ok(count),
         _ => Err("expected a whole number from 1".into()),
+    }
+}
+
+/// At most a million a second: a share's unit is a part of a second.
+fn rate(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(rate) if (1..=1_000_000).contains(&rate) => Ok(rate),
+        _ => Err("expected a whole number from 1 to 1000000".into()),
     }
 }
 

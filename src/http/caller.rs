@@ -11,9 +11,10 @@ use ipnet::IpNet;
 
 use super::{
     App,
+    connections::network,
     problem::{Kind, Problem},
 };
-use crate::auth::{Age, Arrival, Authority, Claim, Token};
+use crate::auth::{Age, Arrival, Authority, Claim, Payer, Token};
 
 /// For whom a caller says to act.
 pub const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
@@ -30,14 +31,16 @@ const GROUPS: usize = 4096;
 /// Finds out who sent a request.
 ///
 /// # Errors
-/// 401 without a good token, 400 for headers that make no sense.
-pub async fn arrival(headers: &HeaderMap, app: &App, age: Age) -> Result<Arrival, Problem> {
+/// 401 without a good token, 400 for headers that make no sense, 429 beyond the share of reviews.
+pub async fn arrival(parts: &Parts, app: &App, age: Age) -> Result<Arrival, Problem> {
+    let headers = &parts.headers;
     let (token, claim) = match app.authority {
         // A token that is sent all the same is not looked at.
         Authority::None | Authority::Sandbox => (None, None),
         Authority::Kubernetes(_) => (token(headers)?, claim(headers)?),
     };
-    Ok(app.authority.authenticate(token, claim, age).await?)
+    let payer = Payer::Address(network(Source::of(&parts.extensions, headers, app).0));
+    Ok(app.authority.authenticate(token, claim, age, payer).await?)
 }
 
 fn token(headers: &HeaderMap) -> Result<Option<Token>, Problem> {

@@ -54,7 +54,7 @@ impl FromRequestParts<App> for From {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let arrival = caller::arrival(&parts.headers, app, Age::Remembered).await?;
+        let arrival = caller::arrival(parts, app, Age::Remembered).await?;
         Ok(Self(app.authority.admit(arrival, Age::Remembered).await?))
     }
 }
@@ -63,7 +63,7 @@ impl FromRequestParts<App> for At {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        caller::arrival(&parts.headers, app, Age::Fresh).await.map(Self)
+        caller::arrival(parts, app, Age::Fresh).await.map(Self)
     }
 }
 

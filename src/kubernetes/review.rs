@@ -80,6 +80,18 @@ impl Reviewer {
         Ok(user.and_then(|user| user.username).unwrap_or_default())
     }
 
+    /// The issuer of the cluster's service account tokens, as its OpenID configuration names it. Every service account
+    /// may read that (`system:service-account-issuer-discovery`), unless an administrator has taken it away.
+    ///
+    /// # Errors
+    /// What kept the API server from answering.
+    pub async fn issuer(&self) -> Result<String, ClusterError> {
+        let request = http::Request::get("/.well-known/openid-configuration").body(Vec::new());
+        let request = request.map_err(|error| ClusterError::from(kube::Error::HttpError(error)))?;
+        let configuration: serde_json::Value = self.client.request(request).await?;
+        Ok(configuration["issuer"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Whether RBAC, or whatever else the cluster's authorization is, allows something.
     ///
     /// # Errors

@@ -53,6 +53,7 @@ mod read_only;
 mod readme;
 mod reads;
 mod replicas;
+mod review_shares;
 mod revision_text;
 mod rights;
 mod sandbox;

@@ -24,6 +24,7 @@ fn used(request: &str) -> Use {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let (group, rest) = match parts.as_slice() {
         ["version"] => return "get /version".into(),
+        [".well-known", "openid-configuration"] => return "get /.well-known/openid-configuration".into(),
         ["apis", group, _, "namespaces", _, rest @ ..] | ["apis", group, _, rest @ ..] => (group, rest),
         _ => panic!("{request}"),
     };
@@ -69,9 +70,11 @@ fn granted() -> BTreeSet<Use> {
 #[tokio::test]
 #[ignore = "needs the authentication and RBAC of a cluster"]
 async fn rights_granted_are_rights_used() {
-    // What every account may do (`system:basic-user`, `system:public-info-viewer`).
+    // What every account may do (`system:basic-user`, `system:public-info-viewer`,
+    // `system:service-account-issuer-discovery`).
     let everybodys = [
         "get /version",
+        "get /.well-known/openid-configuration",
         "create authorization.k8s.io/selfsubjectaccessreviews",
         "create authentication.k8s.io/selfsubjectreviews",
     ]

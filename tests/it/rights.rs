@@ -25,7 +25,7 @@ fn rollback(space: &Space) -> String {
 }
 
 /// How often the cluster was asked whose token it is, and what somebody may do.
-fn reviews(faults: &Faults) -> (usize, usize) {
+pub fn reviews(faults: &Faults) -> (usize, usize) {
     let requests = faults.requests();
     let asked = |what: &str| requests.iter().filter(|request| request.ends_with(what)).count();
     (asked("/tokenreviews?"), asked("/subjectaccessreviews?"))
@@ -243,7 +243,8 @@ async fn denials_in_namespaces_that_are_made_up_keep_nobody_from_the_audit() {
     let stranger = space.person("stranger", &[]).await;
     let auditor = space.person("auditor", &[Right::Audit]).await;
     let mut setup = Setup::guarded(ControlPlane::shared());
-    setup.flags = &["--audit-limit-per-caller", "1000", "--audit-limit", "1000"];
+    setup.flags =
+        &["--audit-limit-per-caller", "1000", "--audit-limit", "1000", "--max-reviews-per-user", "1000"];
     let rollbackd = Rollbackd::start_with(setup).await;
     let stranger = rollbackd.api.with_token(&stranger);
     stranger.post(&rollback(&space), &json!({})).await.problem(403, "forbidden");

@@ -189,7 +189,9 @@ async fn nobody_acts_for_administrators_and_nodes_and_odd_headers_are_refused() 
     let token = space.person("root", &[Right::Impersonate]).await;
     let auditor = space.person("auditor", &[Right::Audit]).await;
     space.give_everywhere("root", &json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}])).await;
-    let rollbackd = Rollbackd::guarded().await;
+    let flags = ["--refuse-impersonate-group", "break-glass;cn=admins,ou=it"];
+    let rollbackd =
+        Rollbackd::start_with(Setup { flags: &flags, ..Setup::guarded(ControlPlane::shared()) }).await;
     let bearer = format!("Bearer {token}");
     let with = async |headers: &[(&str, &str)]| {
         let all = [&[("authorization", bearer.as_str())], headers].concat();
@@ -199,6 +201,12 @@ async fn nobody_acts_for_administrators_and_nodes_and_odd_headers_are_refused() 
     for headers in [
         &[("impersonate-user", "alice"), ("impersonate-group", "system:masters")][..],
         &[("impersonate-user", "alice"), ("impersonate-group", "system:nodes")],
+        &[("impersonate-user", "alice"), ("impersonate-group", "system:serviceaccounts")],
+        &[("impersonate-user", "alice"), ("impersonate-group", "system:serviceaccounts:kube-system")],
+        &[("impersonate-user", "alice"), ("impersonate-group", "system:serviceaccounts:rollbackd")],
+        &[("impersonate-user", "alice"), ("impersonate-group", "kubeadm:cluster-admins")],
+        &[("impersonate-user", "alice"), ("impersonate-group", "break-glass")],
+        &[("impersonate-user", "system:serviceaccount:rollbackd:backup")],
         &[("impersonate-user", "system:node:node-0")],
         &[("impersonate-user", "system:kube-controller-manager")],
         &[("impersonate-user", "system:serviceaccount:kube-system:daemon-set-controller")],
@@ -210,7 +218,7 @@ async fn nobody_acts_for_administrators_and_nodes_and_odd_headers_are_refused() 
         write.problem(403, "never-impersonated");
     }
     let denied = rollbackd.api.with_token(&auditor).actions(&space.namespace).await;
-    assert_eq!(denied, ["rollback.denied"; 6]);
+    assert_eq!(denied, ["rollback.denied"; 12]);
     for (headers, name, kind) in [
         (&[("impersonate-uid", "1"), ("impersonate-user", "a")][..], "impersonate-uid", "unsupported-header"),
         (&[("impersonate-extra-scopes", "x")], "impersonate-extra-scopes", "unsupported-header"),

@@ -15,7 +15,7 @@ use super::super::{
     problem::{Problem, ProblemBody},
 };
 use crate::{
-    auth::{AuthError, Caller},
+    auth::Caller,
     domain::{
         access::Access,
         daemonset::{Counts, DaemonSet, UpdateStrategy},
@@ -88,7 +88,7 @@ pub struct Permissions {
 
 impl Permissions {
     async fn of(app: &App, caller: &Caller, key: &Key) -> Result<Self, Problem> {
-        let may = async |access| app.authority.may(caller, &access).await.map_err(AuthError::from);
+        let may = async |access| app.authority.may(caller, &access).await;
         let patch = may(Access::patch_daemonset(key)).await?;
         Ok(Self {
             roll_back: app.writes == Writes::Allowed && (patch || may(Access::roll_back(key)).await?),

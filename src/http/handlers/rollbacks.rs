@@ -156,7 +156,7 @@ async fn sees(app: &App, caller: &Caller, rollback: &Rollback) -> Result<bool, P
     let rights =
         [Access::get_daemonsets(None), Access::get_daemonsets(Some(namespace)), Access::get_daemonset(key)];
     for right in rights {
-        if app.authority.may(caller, &right).await.map_err(AuthError::from)? {
+        if app.authority.may(caller, &right).await? {
             return Ok(true);
         }
     }

@@ -325,6 +325,10 @@ impl From<AuthError> for Problem {
             AuthError::InvalidToken => Self::new(Kind::InvalidToken, detail),
             AuthError::Denied(_) | AuthError::TooManyNamespaces(_) => Self::new(Kind::Forbidden, detail),
             AuthError::NeverImpersonated(_) => Self::new(Kind::NeverImpersonated, detail),
+            AuthError::TooManyRequests { retry_after } => {
+                // Rounded up: earlier there is no review.
+                Self::new(Kind::TooManyRequests, detail).retry_after(retry_after + Duration::from_millis(999))
+            }
             AuthError::Cluster(error) => Self::unanswered_review(error),
         }
     }
