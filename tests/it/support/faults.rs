@@ -116,6 +116,12 @@ pub fn patch(request: &Request<Body>) -> bool {
     request.method() == Method::PATCH && !request.uri().query().unwrap_or_default().contains("dryRun")
 }
 
+/// Matches the metadata-only write that returns the ownership of fields after a rollback.
+pub fn ownership_write(request: &Request<Body>) -> bool {
+    let content_type = request.headers().get(http::header::CONTENT_TYPE);
+    patch(request) && content_type.is_some_and(|it| it.as_bytes() == b"application/merge-patch+json")
+}
+
 /// Matches the watch of a kind, such as `daemonsets`.
 pub fn watch(plural: &'static str) -> impl Fn(&Request<Body>) -> bool + Send + Sync {
     move |request| {

@@ -132,9 +132,17 @@ impl Kubectl {
 
     /// Runs kubectl with an input; it must succeed. Returns what it printed.
     pub async fn feed_bytes(&self, args: &[&str], input: &[u8]) -> String {
+        let printed = self.run_with_input(args, input).await;
+        let start = String::from_utf8_lossy(&input[..input.len().min(2_000)]);
+        assert_eq!(printed.code, 0, "kubectl {args:?}: {}\n{start}", printed.stderr);
+        printed.stdout
+    }
+
+    /// Runs kubectl with an input to its end.
+    pub async fn run_with_input(&self, args: &[&str], input: &[u8]) -> Printed {
         use tokio::io::AsyncWriteExt;
         if let By::Hand(hand) = &self.by {
-            return by_hand(hand, args, input).await.stdout;
+            return by_hand(hand, args, input).await;
         }
         let mut command = self.command(args);
         command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
@@ -143,10 +151,11 @@ impl Kubectl {
         stdin.write_all(input).await.expect("kubectl reads");
         drop(stdin);
         let output = child.wait_with_output().await.expect("kubectl ends");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let start = String::from_utf8_lossy(&input[..input.len().min(2_000)]);
-        assert!(output.status.success(), "kubectl {args:?}: {stderr}\n{start}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        Printed {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 }
 

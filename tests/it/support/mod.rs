@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod api;
+pub mod applying;
 pub mod controlplane;
 pub mod faults;
 pub mod following;

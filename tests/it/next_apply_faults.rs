@@ -1,0 +1,149 @@
+//! What comes between a rollback's patch and the write that returns the ownership of its fields.
+
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+
+use crate::support::{
+    applying::{
+        AGENT, LAST_APPLIED, Tool, Workload, managed_fields, owners, template, template_fields, v1, v2,
+        warned,
+    },
+    controlplane::ControlPlane,
+    faults::{self, Fault},
+    rollbackd::{Rollbackd, Setup},
+    space::Space,
+};
+
+/// Runs something once, right before the ownership write is sent.
+fn before_ownership_write(
+    rollbackd: &Rollbackd,
+    run: impl FnOnce() -> BoxFuture<'static, ()> + Send + 'static,
+) {
+    let mut run = Some(run);
+    rollbackd.faults.before(move |request| {
+        faults::ownership_write(request).then(|| run.take()).flatten().map(|run| run())
+    });
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn ownership_is_not_returned_after_an_apply_between_the_two_writes() {
+    let space = Space::new(ControlPlane::shared()).await;
+    let rollbackd = Rollbackd::start().await;
+    let workload = Workload::new(&space, Tool::KubectlApply);
+    workload.apply(&v1()).await;
+    let second = workload.apply(&v2()).await;
+    let (kubectl, seen) = (space.kubectl.clone(), Arc::new(Mutex::new(None)));
+    let applied = seen.clone();
+    before_ownership_write(&rollbackd, move || {
+        Box::pin(async move {
+            kubectl.apply(&v2()).await;
+            let args = ["get", "daemonset", AGENT, "-o", "json", "--show-managed-fields"];
+            let live: Value = serde_json::from_str(&kubectl.ok(&args).await).expect("kubectl prints JSON");
+            *applied.lock().unwrap() = Some(live);
+        })
+    });
+    let record = workload.roll_back(&rollbackd, &json!({})).await;
+    warned(&rollbackd, &record, "ownership-not-returned").await;
+    let applied = seen.lock().unwrap().take().expect("the apply came between the writes");
+    let live = workload.observed().await;
+    assert_eq!(template(&live), template(&second));
+    assert_eq!(managed_fields(&live), managed_fields(&applied));
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn ownership_is_returned_after_another_field_was_written_between_the_two_writes() {
+    let space = Space::new(ControlPlane::shared()).await;
+    let rollbackd = Rollbackd::start().await;
+    let workload = Workload::new(&space, Tool::ServerSideApply);
+    workload.apply(&v1()).await;
+    let second = workload.apply(&v2()).await;
+    let kubectl = space.kubectl.clone();
+    before_ownership_write(&rollbackd, move || {
+        Box::pin(async move {
+            kubectl.ok(&["label", "daemonset", AGENT, "touched=yes"]).await;
+        })
+    });
+    let (live, _) = workload.roll_back_and_return(&rollbackd, &json!({})).await;
+    assert_eq!(live["metadata"]["labels"]["touched"], "yes");
+    assert_eq!(owners(&live, &["f:metadata", "f:labels", "f:touched"]), ["kubectl-label/Update"]);
+    assert_eq!(template(&workload.apply(&v2()).await), template(&second));
+}
+
+async fn ownership_is_returned_after(fault: Fault) {
+    let space = Space::new(ControlPlane::shared()).await;
+    let rollbackd = Rollbackd::start().await;
+    let workload = Workload::new(&space, Tool::ServerSideApply);
+    let first = workload.apply(&v1()).await;
+    let second = workload.apply(&v2()).await;
+    rollbackd.faults.inject(1, fault, faults::ownership_write);
+    let (live, record) = workload.roll_back_and_return(&rollbackd, &json!({})).await;
+    assert_eq!(template(&live), template(&first));
+    assert_eq!(template(&workload.apply(&v2()).await), template(&second));
+    rollbackd.api.rollback_at(&record, &["succeeded", "superseded"]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn ownership_is_returned_after_a_server_error() {
+    let error =
+        r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","code":500}"#;
+    ownership_is_returned_after(Fault::Answer { status: 500, headers: Vec::new(), body: error }).await;
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn ownership_is_returned_after_a_broken_connection() {
+    ownership_is_returned_after(Fault::CutBefore).await;
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn ownership_is_returned_although_the_answer_is_lost() {
+    ownership_is_returned_after(Fault::CutAfter).await;
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn ownership_is_returned_by_the_next_start() {
+    let space = Space::new(ControlPlane::shared()).await;
+    let mut rollbackd = Rollbackd::start().await;
+    let workload = Workload::new(&space, Tool::ServerSideApply);
+    let first = workload.apply(&v1()).await;
+    let second = workload.apply(&v2()).await;
+    rollbackd.faults.inject(usize::MAX, Fault::CutBefore, faults::ownership_write);
+    let record = workload.roll_back(&rollbackd, &json!({})).await;
+    rollbackd.api.rollback_at(&record, &["succeeded"]).await;
+    assert_ne!(template_fields(&workload.live().await, "rollbackd", "Update"), [""; 0]);
+    rollbackd.stop().await;
+
+    let next = Setup { store: Some(&rollbackd.store), ..Setup::new(ControlPlane::shared()) };
+    let next = Rollbackd::start_with(next).await;
+    let live = workload.returned_but(&next, &record, &[]).await;
+    assert_eq!(template(&live), template(&first));
+    assert_eq!(template(&workload.apply(&v2()).await), template(&second));
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn ownership_is_kept_if_the_flag_says_so() {
+    let space = Space::new(ControlPlane::shared()).await;
+    let flags = ["--field-ownership=keep"];
+    let rollbackd =
+        Rollbackd::start_with(Setup { flags: &flags, ..Setup::new(ControlPlane::shared()) }).await;
+    let workload = Workload::new(&space, Tool::KubectlApply);
+    let first = workload.apply(&v1()).await;
+    let second = workload.apply(&v2()).await;
+    let record = workload.roll_back(&rollbackd, &json!({})).await;
+    rollbackd.api.rollback_at(&record, &["succeeded"]).await;
+    let live = workload.observed().await;
+    assert_eq!(template(&live), template(&first));
+    let annotation = |daemonset: &Value| daemonset["metadata"]["annotations"][LAST_APPLIED].clone();
+    assert_eq!(annotation(&live), annotation(&second));
+    let image = "f:spec f:containers k:{\"name\":\"main\"} f:image".to_owned();
+    assert!(template_fields(&live, "rollbackd", "Update").contains(&image));
+    assert_eq!(rollbackd.faults.patches(), 1);
+}
