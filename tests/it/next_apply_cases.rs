@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::support::{
     applying::{
-        AGENT, LAST_APPLIED, Tool, Workload, last_applied, owners, template, template_fields, v1, v2, warned,
-        with,
+        AGENT, LAST_APPLIED, RESTARTED_AT, Tool, Workload, last_applied, owners, template, template_fields,
+        v1, v2, warned, with,
     },
     controlplane::ControlPlane,
     rollbackd::Rollbackd,
@@ -13,8 +13,7 @@ use crate::support::{
     wait::until,
 };
 
-/// Fields that rollbackd may keep, below the template.
-const RESTARTED_AT: &str = "f:metadata f:annotations f:kubectl.kubernetes.io/restartedAt";
+/// The image of `main`, as [`template_fields`] names it.
 const IMAGE: &str = "f:spec f:containers k:{\"name\":\"main\"} f:image";
 
 async fn start() -> (Space, Rollbackd) {
@@ -113,29 +112,38 @@ fn sidecar(image: &str, grace: u64) -> Value {
 
 #[tokio::test]
 #[ignore = "needs kubectl apply and the field ownership of a real API server"]
-async fn fields_of_two_appliers_return_to_both_and_items_that_came_back_stay() {
+async fn fields_of_several_appliers_return_to_all_and_items_that_came_back_stay() {
     let (space, rollbackd) = start().await;
     let argo_cd = Workload::new(&space, Tool::ArgoCdServerSide);
     let grace = |manifest, seconds: u64| {
         with(manifest, "/spec/template/spec/terminationGracePeriodSeconds", json!(seconds))
     };
-    let as_team = async |manifest: &Value| {
-        let args = ["apply", "-f", "-", "--server-side", "--field-manager=team", "--force-conflicts"];
+    let apply_as = async |manager: &str, manifest: &Value| {
+        let manager = format!("--field-manager={manager}");
+        let args = ["apply", "-f", "-", "--server-side", &manager, "--force-conflicts"];
         space.kubectl.feed(&args, manifest).await;
         argo_cd.observed().await
     };
     argo_cd.apply(&grace(v1(), 1)).await;
-    let first = as_team(&sidecar("sidecar:1", 1)).await;
+    let first = apply_as("team", &sidecar("sidecar:1", 1)).await;
     argo_cd.apply(&grace(v2(), 2)).await;
-    as_team(&sidecar("sidecar:2", 2)).await;
+    apply_as("team", &sidecar("sidecar:2", 2)).await;
+    // Its only field becomes rollbackd's, so that its entry is lost on the way.
+    let template_spec = json!({"terminationGracePeriodSeconds": 2});
+    let tuned = with(sidecar("", 2), "/spec/template/spec", template_spec);
+    apply_as("tuner", &tuned).await;
 
     let record = argo_cd.roll_back(&rollbackd, &json!({"toRevision": 2})).await;
     let field =
         |live: &Value, path: &[&str]| owners(live, &[&["f:spec", "f:template", "f:spec"], path].concat());
-    let live = until("the field of two appliers to be theirs", async || {
+    let live = until("the field of all appliers to be theirs", async || {
         let live = argo_cd.observed().await;
         let owners = field(&live, &["f:terminationGracePeriodSeconds"]);
-        if owners == ["argocd-controller/Apply", "team/Apply"] { Ok(live) } else { Err(owners) }
+        if owners == ["argocd-controller/Apply", "team/Apply", "tuner/Apply"] {
+            Ok(live)
+        } else {
+            Err(owners)
+        }
     })
     .await;
     assert_eq!(template(&live), template(&first));
@@ -262,11 +270,21 @@ async fn migration_to_server_side_apply_after_a_rollback_is_exact() {
     let (live, _) = workload.roll_back_and_return(&rollbackd, &json!({})).await;
     let id = live["metadata"]["annotations"]["rollbackd.dev/rollback"].clone();
     assert!(id.is_string(), "{live}");
-    for (manifest, expected) in [(v2(), &second), (v1(), &first)] {
+    for (manifest, expected) in [(v2(), &second), (v1(), &first), (v2(), &second)] {
         let printed = workload.try_apply_as(Tool::ServerSideApply, &manifest).await;
         assert_eq!(printed.code, 0, "{printed:?}");
         let live = workload.observed().await;
         assert_eq!(template(&live), template(expected));
         assert_eq!(live["metadata"]["annotations"]["rollbackd.dev/rollback"], id);
     }
+    // kubectl goes on to keep the annotation, which now belongs to an Apply manager.
+    let annotation = ["f:metadata", "f:annotations", &format!("f:{LAST_APPLIED}")];
+    let before = owners(&workload.live().await, &annotation);
+    assert_eq!(before, ["kubectl-last-applied/Apply"]);
+    let (live, _) = workload.roll_back_and_return(&rollbackd, &json!({})).await;
+    assert_eq!((template(&live), owners(&live, &annotation)), (template(&first), before));
+    assert_eq!(last_applied(&live).expect("it is there")["spec"]["template"], v1()["spec"]["template"]);
+    let printed = workload.try_apply_as(Tool::ServerSideApply, &v2()).await;
+    assert_eq!(printed.code, 0, "{printed:?}");
+    assert_eq!(template(&workload.observed().await), template(&second));
 }

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{
     applying::{
-        AGENT, LAST_APPLIED, Tool, Workload, managed_fields, owners, template, template_fields, v1, v2,
-        warned,
+        AGENT, LAST_APPLIED, RESTARTED_AT, Tool, Workload, managed_fields, owners, template, template_fields,
+        v1, v2, warned,
     },
     controlplane::ControlPlane,
     faults::{self, Fault},
@@ -125,6 +125,59 @@ async fn ownership_is_returned_by_the_next_start() {
     let live = workload.returned_but(&next, &record, &[]).await;
     assert_eq!(template(&live), template(&first));
     assert_eq!(template(&workload.apply(&v2()).await), template(&second));
+}
+
+/// The fields that the first rollback has not returned yet are not rollbackd's own.
+async fn second_rollback_before_the_return_of_the_first_is_understood_by(tool: Tool) {
+    let space = Space::new(ControlPlane::shared()).await;
+    let rollbackd = Rollbackd::start().await;
+    let workload = Workload::new(&space, tool);
+    let first = workload.apply(&v1()).await;
+    let second = workload.apply(&v2()).await;
+    rollbackd.faults.inject(usize::MAX, Fault::CutBefore, faults::ownership_write);
+    workload.roll_back(&rollbackd, &json!({})).await;
+    assert_eq!(template(&workload.observed().await), template(&first));
+    let record = workload.roll_back(&rollbackd, &json!({})).await;
+    assert_eq!(template(&workload.observed().await), template(&second));
+    rollbackd.faults.clear();
+    workload.returned_but(&rollbackd, &record, &[]).await;
+    assert_eq!(template(&workload.apply(&v1()).await), template(&first));
+    assert_eq!(template(&workload.apply(&v2()).await), template(&second));
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn second_rollback_before_the_return_of_the_first_is_understood_by_kubectl_apply() {
+    second_rollback_before_the_return_of_the_first_is_understood_by(Tool::KubectlApply).await;
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn second_rollback_before_the_return_of_the_first_is_understood_by_server_side_apply() {
+    second_rollback_before_the_return_of_the_first_is_understood_by(Tool::ServerSideApply).await;
+}
+
+#[tokio::test]
+#[ignore = "needs kubectl apply and the field ownership of a real API server"]
+async fn rollback_whose_answer_was_lost_is_understood_and_lists_what_stays() {
+    let space = Space::new(ControlPlane::shared()).await;
+    let rollbackd = Rollbackd::start().await;
+    let workload = Workload::new(&space, Tool::KubectlApply);
+    let first = workload.apply(&v1()).await;
+    let second = workload.apply(&v2()).await;
+    space.kubectl.ok(&["rollout", "restart", "daemonset/agent"]).await;
+    workload.observed().await;
+    rollbackd.faults.inject(1, Fault::CutAfter, faults::patch);
+    let (live, _) = workload.roll_back_and_return(&rollbackd, &json!({"toRevision": 1})).await;
+    assert_eq!(template(&live), template(&first));
+    assert_eq!(template(&workload.apply(&v2()).await), template(&second));
+    workload.apply(&v1()).await;
+
+    rollbackd.faults.inject(1, Fault::CutAfter, faults::patch);
+    let record = workload.roll_back(&rollbackd, &json!({"toRevision": 3})).await;
+    workload.returned_but(&rollbackd, &record, &[RESTARTED_AT]).await;
+    let message = warned(&rollbackd, &record, "ownership-kept").await;
+    assert!(message.contains("restartedAt"), "{message}");
 }
 
 #[tokio::test]

@@ -17,6 +17,9 @@ pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration
 /// Name of the DaemonSet.
 pub const AGENT: &str = "agent";
 
+/// What `kubectl rollout restart` writes, as [`template_fields`] names it.
+pub const RESTARTED_AT: &str = "f:metadata f:annotations f:kubectl.kubernetes.io/restartedAt";
+
 /// A tool and its way to apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
