@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn request_with_other_codes_to_ignore_is_another_request() {
         let origin = Origin {
-            requested_by: Actor { user: "alice".into(), groups: Vec::new(), uid: None },
+            requested_by: Actor { user: "alice".into(), groups: Vec::new(), uid: None, groups_omitted: 0 },
             on_behalf_of: None,
             reason: None,
             request_id: "1".into(),
