@@ -161,6 +161,23 @@ fn an_unknown_one_that_the_versions_decide_is_found() {
 }
 
 #[test]
+fn a_deleted_one_may_have_left_the_spec_alone_unless_it_says_otherwise() {
+    let deleted = |history: &mut History, generation: Value| {
+        history.seen[2] = version(12, 1, 0, Some("made"));
+        let mut last = history.seen[2].clone();
+        last["change"] = "DELETED".into();
+        history.seen.push(last);
+        history.rollbacks[0]["state"] = "deleted".into();
+        history.rollbacks[0]["generation"] = generation;
+    };
+    let said = "its patch did not change the spec";
+    found(said, |history| deleted(history, json!(2)));
+    let mut history = honest();
+    deleted(&mut history, Value::Null);
+    assert!(!check(&history).iter().any(|finding| finding.contains(said)));
+}
+
+#[test]
 fn an_abandoned_one_may_have_left_the_spec_alone_only_if_it_says_so() {
     let harmless = |history: &mut History| {
         history.seen = vec![version(10, 1, 0, None), version(11, 1, 0, Some("lost"))];

@@ -209,7 +209,9 @@ impl Facts<'_> {
             let Some(effect) = effect.filter(|_| !matches!(state, "skipped" | "failed" | "abandoned")) else {
                 continue;
             };
-            if !effect.changed_the_spec() {
+            // With the DaemonSet gone, nothing tells.
+            let untold = matches!(state, "deleted" | "unknown") && rollback["generation"].is_null();
+            if !effect.changed_the_spec() && !untold {
                 say("its patch did not change the spec".into());
             }
             if effect.made["uid"] != rollback["uid"] {
