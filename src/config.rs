@@ -115,7 +115,7 @@ pub struct VerifyArgs {
 
     /// A head that GET /audit/head or the log once showed, and which must be in the audit: tells a cut end, and an
     /// audit that was rewritten whole. HASH alone does, too
-    #[arg(long, value_name = "SEQUENCE:HASH")]
+    #[arg(long, value_name = "SEQUENCE:HASH", allow_hyphen_values = true)]
     pub anchor: Option<Anchor>,
 
     /// The --audit-retention that the audit was kept with: what was pruned must have been that old
