@@ -73,60 +73,6 @@ async fn ownership_is_returned_after_another_field_was_written_between_the_two_w
     assert_eq!(template(&workload.apply(&v2()).await), template(&second));
 }
 
-async fn ownership_is_returned_after(fault: Fault) {
-    let space = Space::new(ControlPlane::shared()).await;
-    let rollbackd = Rollbackd::start().await;
-    let workload = Workload::new(&space, Tool::ServerSideApply);
-    let first = workload.apply(&v1()).await;
-    let second = workload.apply(&v2()).await;
-    rollbackd.faults.inject(1, fault, faults::ownership_write);
-    let (live, record) = workload.roll_back_and_return(&rollbackd, &json!({})).await;
-    assert_eq!(template(&live), template(&first));
-    assert_eq!(template(&workload.apply(&v2()).await), template(&second));
-    rollbackd.api.rollback_at(&record, &["succeeded", "superseded"]).await;
-}
-
-#[tokio::test]
-#[ignore = "needs kubectl apply and the field ownership of a real API server"]
-async fn ownership_is_returned_after_a_server_error() {
-    let error =
-        r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","code":500}"#;
-    ownership_is_returned_after(Fault::Answer { status: 500, headers: Vec::new(), body: error }).await;
-}
-
-#[tokio::test]
-#[ignore = "needs kubectl apply and the field ownership of a real API server"]
-async fn ownership_is_returned_after_a_broken_connection() {
-    ownership_is_returned_after(Fault::CutBefore).await;
-}
-
-#[tokio::test]
-#[ignore = "needs kubectl apply and the field ownership of a real API server"]
-async fn ownership_is_returned_although_the_answer_is_lost() {
-    ownership_is_returned_after(Fault::CutAfter).await;
-}
-
-#[tokio::test]
-#[ignore = "needs kubectl apply and the field ownership of a real API server"]
-async fn ownership_is_returned_by_the_next_start() {
-    let space = Space::new(ControlPlane::shared()).await;
-    let mut rollbackd = Rollbackd::start().await;
-    let workload = Workload::new(&space, Tool::ServerSideApply);
-    let first = workload.apply(&v1()).await;
-    let second = workload.apply(&v2()).await;
-    rollbackd.faults.inject(usize::MAX, Fault::CutBefore, faults::ownership_write);
-    let record = workload.roll_back(&rollbackd, &json!({})).await;
-    rollbackd.api.rollback_at(&record, &["succeeded"]).await;
-    assert_ne!(template_fields(&workload.live().await, "rollbackd", "Update"), [""; 0]);
-    rollbackd.stop().await;
-
-    let next = Setup { store: Some(&rollbackd.store), ..Setup::new(ControlPlane::shared()) };
-    let next = Rollbackd::start_with(next).await;
-    let live = workload.returned_but(&next, &record, &[]).await;
-    assert_eq!(template(&live), template(&first));
-    assert_eq!(template(&workload.apply(&v2()).await), template(&second));
-}
-
 /// The fields that the first rollback has not returned yet are not rollbackd's own.
 async fn second_rollback_before_the_return_of_the_first_is_understood_by(tool: Tool) {
     let space = Space::new(ControlPlane::shared()).await;
