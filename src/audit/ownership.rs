@@ -61,6 +61,17 @@ impl Store {
         taken.await?.into_iter().map(read).collect()
     }
 
+    /// Reads what a rollback has yet to return.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn pending_return(&self, rollback: Uuid) -> Result<Option<Ownership>, StoreError> {
+        let sql = "SELECT ownership FROM ownership_returns WHERE rollback = $1 AND ownership IS NOT NULL";
+        let query = sqlx::query_scalar::<_, String>(sql).bind(rollback.to_string());
+        let pending = in_time(query.fetch_optional(&self.database.read)).await?;
+        Ok(pending.map(|text| serde_json::from_str(&text)).transpose()?)
+    }
+
     /// The ownership is returned, or nothing is left to return it to.
     ///
     /// # Errors
@@ -70,7 +81,8 @@ impl Store {
         self.change_return(delete.bind(rollback.to_string())).await
     }
 
-    /// The ownership is not returned: never, or not before `retry_in`.
+    /// The ownership, or a part of it, is not returned: never, or not before `retry_in`. The warning is shown with the
+    /// rollback.
     ///
     /// # Errors
     /// It is taken again.

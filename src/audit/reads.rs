@@ -11,7 +11,7 @@ use super::{
 };
 use crate::domain::{
     key::{Key, Name, Namespace},
-    rollback::Rollback,
+    rollback::{Rollback, Warning},
 };
 
 /// How many entries one statement looks through at most.
@@ -27,7 +27,7 @@ pub(super) fn read((record, epoch): Recorded) -> Result<Rollback, StoreError> {
     Ok(Rollback { epoch, ..serde_json::from_str(&record)? })
 }
 
-/// What a rollback is read with to be shown: its record, the epoch, and the warning that its ownership is not returned.
+/// What a rollback is read with to be shown: its record, the epoch, and the warning that ownership is not returned.
 type Shown = (String, i64, Option<String>);
 
 const SHOWN: &str =
@@ -36,7 +36,10 @@ const SHOWN: &str =
 fn show((record, epoch, warning): Shown) -> Result<Rollback, StoreError> {
     let mut rollback = read((record, epoch))?;
     if let Some(warning) = warning {
-        rollback.warnings.push(serde_json::from_str(&warning)?);
+        let warning: Warning = serde_json::from_str(&warning)?;
+        // The answer to the patch may have shown already what stays.
+        rollback.warnings.retain(|known| known.code != warning.code);
+        rollback.warnings.push(warning);
     }
     Ok(rollback)
 }

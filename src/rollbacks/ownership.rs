@@ -12,7 +12,7 @@ use super::{Inner, Rollbacks, waits};
 use crate::{
     audit::{PendingReturn, StoreError},
     domain::{
-        bookkeeping::Ownership,
+        bookkeeping::{FieldOwnership, ManagedFields, Ownership},
         rollback::{Rollback, Warning},
     },
     failpoint::{fail_during, fail_point},
@@ -29,7 +29,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs
 
 /// What came of an attempt.
 enum Return {
-    Done,
+    /// With the paths that stay with rollbackd although they came back.
+    Done(Vec<String>),
     /// The DaemonSet is gone: nothing is left to return.
     Gone,
     /// It never will be.
@@ -60,6 +61,37 @@ impl Rollbacks {
 }
 
 impl Inner {
+    /// Who owns the template of a DaemonSet, if its fields are returned and a manager applies it.
+    pub(super) async fn ownership_of(&self, fresh: &FreshDaemonSet) -> Option<Ownership> {
+        match self.parts.field_ownership {
+            FieldOwnership::Keep => None,
+            FieldOwnership::Return => {
+                let pending = self.pending_return_of(fresh).await;
+                let entries = pending.as_ref().unwrap_or(&fresh.managed_fields);
+                Some(Ownership::of(entries)).filter(|ownership| !ownership.is_empty())
+            }
+        }
+    }
+
+    /// The managed fields of a DaemonSet as they will be when its last rollback has returned its fields: until then they
+    /// belong to rollbackd only for the moment. `None` if nothing is to be returned.
+    async fn pending_return_of(&self, fresh: &FreshDaemonSet) -> Option<ManagedFields> {
+        let last: Uuid = fresh.daemonset.rollback_id()?.parse().ok()?;
+        let store = &self.parts.store;
+        let read =
+            async { Ok::<_, StoreError>((store.rollback(last).await?, store.pending_return(last).await?)) };
+        match read.await {
+            Ok((Some(rollback), Some(ownership))) if is_unchanged(&rollback, fresh) => {
+                ownership.returned(&fresh.managed_fields)
+            }
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(rollback = %last, error = %causes(&error), "ownership to return can't be read; what it would return stays with rollbackd");
+                None
+            }
+        }
+    }
+
     async fn return_one(&self, pending: PendingReturn) {
         let id = pending.rollback;
         let done = match self.parts.store.rollback(id).await {
@@ -75,9 +107,13 @@ impl Inner {
     async fn note_return(&self, id: Uuid, attempts: u32, done: Return) -> Result<(), StoreError> {
         let (store, metrics) = (&self.parts.store, &self.parts.metrics);
         match done {
-            Return::Done => {
+            Return::Done(kept) => {
                 metrics.ownership_return("returned");
-                store.returned(id).await
+                match Warning::of_kept_fields(&kept) {
+                    None => store.returned(id).await,
+                    // A rollback that was settled has not warned of it yet.
+                    Some(warning) => store.not_returned(id, &warning, None).await,
+                }
             }
             Return::Gone => store.returned(id).await,
             Return::Skipped(why) => {
@@ -110,13 +146,17 @@ impl Inner {
             if !is_unchanged(rollback, &fresh) {
                 return Return::Skipped("the DaemonSet was changed before they were returned");
             }
-            let Some(entries) = ownership.returned(&fresh.managed_fields) else { return Return::Done };
+            let Some(entries) = ownership.returned(&fresh.managed_fields) else {
+                return Return::Done(ownership.kept(&fresh.managed_fields));
+            };
             fail_point!("ownership-read");
             let write = self.parts.live.write_managed_fields(&grant, &fresh.daemonset, &entries);
             let written = fail_during!("ownership-sent", write);
             fail_point!("ownership-answered");
             match written {
-                Ok(now) if ownership.returned(&now).is_none() => return Return::Done,
+                Ok(now) if ownership.returned(&now).is_none() => {
+                    return Return::Done(ownership.kept(&now));
+                }
                 Ok(_) => return Return::Failed("the API server ignored the write".to_owned()),
                 Err(ClusterError::Conflict) => match waits.next() {
                     Some(wait) => tokio::time::sleep(wait).await,

@@ -10,7 +10,6 @@ use crate::{
     audit::{Action, Entry, NewKey, Outcome as EntryOutcome, StoreError},
     domain::{
         admitted::Admitted,
-        bookkeeping::{FieldOwnership, Ownership},
         daemonset::{DaemonSet, UpdateStrategy},
         diff::TemplateDiff,
         key::Key,
@@ -113,7 +112,7 @@ impl Inner {
                 let mut rollback = new_rollback(id, &fresh.daemonset, from, to, &plan.template, origin);
                 rollback.warnings.clone_from(&plan.warnings);
                 rollback.newest_revision_at = plan.newest_revision_at;
-                self.pin(&mut rollback, &fresh);
+                self.pin(&mut rollback, &fresh).await;
                 fail_point!("planned");
                 self.begin(&rollback, Action::Requested, idempotency).await?;
                 fail_point!("recorded");
@@ -245,7 +244,7 @@ impl Inner {
                         return self.fail(rollback, RollbackError::Contended, turn).await;
                     }
                     fresh = read;
-                    self.pin(&mut rollback, &fresh);
+                    self.pin(&mut rollback, &fresh).await;
                     match self.parts.store.advance(rollback.state, &rollback, None).await {
                         Ok(()) => {}
                         Err(StoreError::Moved { .. }) => {
@@ -287,25 +286,15 @@ impl Inner {
     }
 
     /// Notes what the next patch is pinned to.
-    fn pin(&self, rollback: &mut Rollback, fresh: &FreshDaemonSet) {
+    async fn pin(&self, rollback: &mut Rollback, fresh: &FreshDaemonSet) {
         let daemonset = &fresh.daemonset;
         rollback.pinned_to = Some(daemonset.resource_version.clone());
         rollback.pinned_rollback = daemonset.rollback_id().and_then(|id| id.parse().ok());
-        rollback.ownership = self.ownership_of(fresh);
+        rollback.ownership = self.ownership_of(fresh).await;
         if rollback.pinned_generation != daemonset.generation {
             rollback.pinned_generation = daemonset.generation;
             // Templates may have come and gone since the history was read.
             rollback.newest_revision_at = None;
-        }
-    }
-
-    /// Who owns the template, if the fields are returned and a manager applies it.
-    fn ownership_of(&self, fresh: &FreshDaemonSet) -> Option<Ownership> {
-        match self.parts.field_ownership {
-            FieldOwnership::Keep => None,
-            FieldOwnership::Return => {
-                Some(Ownership::of(&fresh.managed_fields)).filter(|ownership| !ownership.is_empty())
-            }
         }
     }
 
@@ -364,7 +353,8 @@ impl Inner {
             match self.parts.live.try_restore(grant, restore).await {
                 Ok(Restored { daemonset: patched, managed_fields, warnings }) => {
                     add(&mut plan.warnings, &warnings);
-                    let kept = self.ownership_of(&fresh).map(|ownership| ownership.kept(&managed_fields));
+                    let ownership = self.ownership_of(&fresh).await;
+                    let kept = ownership.map(|ownership| ownership.kept(&managed_fields));
                     plan.warnings.extend(kept.and_then(|kept| Warning::of_kept_fields(&kept)));
                     let refusing = request.on_warning.refusing(&plan.warnings);
                     if refusing.is_empty() {
