@@ -53,8 +53,8 @@ const LAST_BYTES: Duration = Duration::from_millis(500);
 
 /// Of an address' share of reviews, so many seconds' worth can be used at once.
 const ADDRESS_BURST: u32 = 10;
-/// The same of a user's: two lists of as many namespaces as one request asks about.
-const USER_BURST: u32 = 30;
+/// The same of a user's: more than one request asks about.
+const USER_BURST: u32 = 60;
 
 /// Times that tests make shorter.
 #[derive(Clone, Copy, Debug)]

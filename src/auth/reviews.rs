@@ -194,7 +194,7 @@ impl Reviews {
         let review = async {
             match (payer, &known) {
                 (Payer::Itself, _) => {}
-                (Payer::Address(_), Some(owner)) => self.charge(&self.who_pays(owner, claim).await)?,
+                (Payer::Address(_), Some(owner)) => self.charge(self.who_pays(owner, claim).await)?,
                 (Payer::Address(address), None) => used_up(self.address_shares.take(*address))?,
             }
             let reviewed = self.in_turn(turns, self.reviewer.token(token.secret(), &audience)).await?;

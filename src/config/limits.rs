@@ -35,7 +35,7 @@ pub struct LimitArgs {
     #[arg(long, env = "ROLLBACKD_MAX_REVIEWS_PER_ADDRESS", value_name = "COUNT", default_value_t = 20, value_parser = rate, allow_negative_numbers = true)]
     pub max_reviews_per_address: u32,
 
-    /// Reviews a second that the API server is asked because of one user; thirty times as many at once
+    /// Reviews a second that the API server is asked because of one user; sixty times as many at once
     #[arg(long, env = "ROLLBACKD_MAX_REVIEWS_PER_USER", value_name = "COUNT", default_value_t = 20, value_parser = rate, allow_negative_numbers = true)]
     pub max_reviews_per_user: u32,
 }

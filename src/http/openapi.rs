@@ -79,6 +79,7 @@ pub fn complete(spec: &mut Spec) {
                 "403",
                 "The cluster's RBAC does not allow it, in Kubernetes' words, whether or not there is such an object",
             );
+            add(operation, "429", "The share of reviews of the user, or of the client's address, is used up");
             impersonation(operation);
         }
         plain_errors(operation);

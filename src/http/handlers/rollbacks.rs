@@ -179,7 +179,7 @@ async fn scope(
     caller: &Caller,
     filter: &RollbackFilter,
 ) -> Result<Option<RollbackScope>, Problem> {
-    let may = async |right| app.authority.may(caller, &right).await.map_err(AuthError::from);
+    let may = async |right| app.authority.may(caller, &right).await;
     if may(Access::get_daemonsets(None)).await? {
         return Ok(None);
     }
@@ -325,7 +325,7 @@ pub async fn list_rollbacks(
         )),
         (status = 204, description = "The stream that `Last-Event-ID` speaks of has ended"),
         (status = 404, description = "No such rollback, or none that the caller may see", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Too many event streams are open, in total or of this user", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many event streams are open, in total or of this user, or the share of reviews is used up", body = ProblemBody, content_type = "application/problem+json"),
         (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The audit store is out of reach", body = ProblemBody, content_type = "application/problem+json"),
     ),

@@ -163,7 +163,7 @@ pub struct StatusQuery {
         (status = 204, description = "The stream that `Last-Event-ID` speaks of has ended"),
         (status = 404, description = "No such DaemonSet", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "The generation has not been made", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 429, description = "Too many event streams are open, in total or of this user", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 429, description = "Too many event streams are open, in total or of this user, or the share of reviews is used up", body = ProblemBody, content_type = "application/problem+json"),
         (status = "4XX", description = "The request can't be answered", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "The cluster has not been seen yet, or not for long, or the generation not yet", body = ProblemBody, content_type = "application/problem+json"),
     ),
