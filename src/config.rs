@@ -82,6 +82,16 @@ pub struct StoreArgs {
     /// File with the password of a postgres:// store, such as one of a mounted Secret
     #[arg(long = "store-password-file", env = "ROLLBACKD_STORE_PASSWORD_FILE", value_name = "FILE")]
     password_file: Option<PathBuf>,
+
+    /// Name of a trigger on the store's tables that is not rollbackd's and no finding, such as one of replication;
+    /// repeatable
+    #[arg(
+        long = "known-trigger",
+        env = "ROLLBACKD_KNOWN_TRIGGER",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub known_triggers: Vec<String>,
 }
 
 impl StoreArgs {
@@ -99,7 +109,7 @@ impl StoreArgs {
 
 impl From<StoreUrl> for StoreArgs {
     fn from(url: StoreUrl) -> Self {
-        Self { url, password_file: None }
+        Self { url, password_file: None, known_triggers: Vec::new() }
     }
 }
 
@@ -121,15 +131,6 @@ pub struct VerifyArgs {
     /// The --audit-retention that the audit was kept with: what was pruned must have been that old
     #[arg(long, value_name = "DURATION", value_parser = retention, allow_hyphen_values = true)]
     pub retention: Option<SignedDuration>,
-
-    /// Name of a trigger on the store's tables that is no finding, such as one of replication; repeatable
-    #[arg(
-        long = "known-trigger",
-        env = "ROLLBACKD_KNOWN_TRIGGER",
-        value_name = "NAME",
-        value_delimiter = ','
-    )]
-    pub known_triggers: Vec<String>,
 }
 
 /// Flags of `rollbackd audit export`.

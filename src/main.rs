@@ -85,8 +85,8 @@ async fn until_signalled<S: Future<Output = anyhow::Result<()>>>(
 
 #[tokio::main(flavor = "current_thread")]
 async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
-    let VerifyArgs { store, file, anchor, retention, known_triggers } = args;
-    let checks = Checks { anchor, retention, known_triggers };
+    let VerifyArgs { store, file, anchor, retention } = args;
+    let checks = Checks { anchor, retention, known_triggers: store.known_triggers.clone() };
     let (what, report) = match file {
         Some(file) if file == Path::new("-") => {
             ("standard input".to_owned(), verify_export(io::stdin().lock(), &checks)?)

@@ -27,7 +27,9 @@ use crate::{
         tls::{Acceptor, Certificate, Files},
     },
     kubernetes::{
-        Cache, Events, Live, Reviewer, Rollouts, Scope, connect,
+        Cache, Events, Live, Reviewer, Rollouts, Scope,
+        clock::Agreement,
+        connect,
         liveness::{Health, Liveness, ProbePace},
     },
     rollbacks::{Parts, Patience, Quota, Rollbacks},
@@ -44,8 +46,10 @@ const FINISH: Duration = Duration::from_secs(20);
 const HEAD_PERIOD: Duration = Duration::from_secs(3600);
 /// Between two looks at the file with the store's password.
 const PASSWORD_PERIOD: Duration = Duration::from_secs(10);
-/// Between two looks for entries that need not be kept any more.
-const CUT_PERIOD: Duration = Duration::from_secs(3600);
+/// Until the clocks are compared again that decide what is old.
+const PRUNE_RETRY: Duration = Duration::from_secs(10);
+/// For the last lines of the audit to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
 /// For the store to be left in order.
 const PARTING: Duration = Duration::from_secs(4);
 /// For the last bytes of answers to leave.
@@ -67,6 +71,10 @@ pub struct Timing {
     pub certificate: Duration,
     pub reviews: Pace,
     pub patience: Patience,
+    /// Between two looks for entries that need not be kept any more.
+    pub prune: Duration,
+    /// Between two looks at the store's tables, and between two while they are not what they should be.
+    pub schema_check: [Duration; 2],
     /// In which audit entries about requests that changed nothing are counted.
     pub audit_window: Duration,
     /// Between two looks for rollbacks that the cluster shows and the store lacks. Where several rollbackds with a
@@ -83,6 +91,8 @@ impl Default for Timing {
             certificate: Duration::from_secs(10),
             reviews: Pace::default(),
             patience: Patience::default(),
+            prune: Duration::from_secs(3600),
+            schema_check: [Duration::from_secs(3600), Duration::from_secs(60)],
             audit_window: Duration::from_secs(600),
             unrecorded: Some(Duration::from_secs(3600)),
             limits: Limits::default(),
@@ -185,6 +195,14 @@ impl Server {
         let (at, url) = (store.clone(), store.url()?);
         let store =
             Store::open(&url, metrics.clone(), audit_log).await.with_context(|| format!("--store {url}"))?;
+        if let Some(mut writer) = store.log_writer() {
+            let writing = async move { writer.run().await };
+            tasks.spawn(stop.clone().run_until_cancelled_owned(writing));
+        }
+        let checking = SchemaCheck { store: store.clone(), known: at.known_triggers.clone() };
+        let altered = checking.look().await;
+        let keeping = checking.keep(timing.schema_check, altered);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(keeping));
         let scope = Scope::of(namespaces);
         let liveness = Arc::new(Liveness::new(scope.watches_per_kind()));
         let live = Live::new(client, liveness.clone(), timing.api);
@@ -233,7 +251,8 @@ impl Server {
         rollbacks.resume().await.with_context(|| format!("--store {url}"))?;
         tasks.spawn(stop.clone().run_until_cancelled_owned(rollbacks.clone().return_ownership()));
         if let Some(kept) = audit_retention {
-            tasks.spawn(stop.clone().run_until_cancelled_owned(cut_audit(store.clone(), kept)));
+            let pruning = Pruning { store: store.clone(), kept, cache: cache.clone(), period: timing.prune };
+            tasks.spawn(stop.clone().run_until_cancelled_owned(pruning.run()));
         }
         if store.is_shared() {
             let keeping = keep_password(store.clone(), at, url);
@@ -389,19 +408,83 @@ async fn keep_password(store: Store, at: StoreArgs, mut known: StoreUrl) {
     }
 }
 
-/// Cuts what is older than it has to be kept.
-async fn cut_audit(store: Store, kept: SignedDuration) {
-    let mut ticks = tokio::time::interval(CUT_PERIOD);
-    loop {
-        ticks.tick().await;
+/// Looks whether the store's tables are what rollbackd made.
+struct SchemaCheck {
+    store: Store,
+    /// `--known-trigger`.
+    known: Vec<String>,
+}
+
+impl SchemaCheck {
+    /// Looks once; returns whether they were altered.
+    async fn look(&self) -> bool {
+        match self.store.check_schema(&self.known).await {
+            Ok(findings) => {
+                for finding in &findings {
+                    tracing::error!(
+                        finding,
+                        "the audit store's tables are not what rollbackd made; no rollback is made until they are"
+                    );
+                }
+                !findings.is_empty()
+            }
+            Err(error) => {
+                tracing::warn!(error = %causes(&error), "the audit store's tables can't be checked");
+                false
+            }
+        }
+    }
+
+    /// Looks again and again: more often while something is wrong.
+    async fn keep(self, [usual, altered]: [Duration; 2], mut is_altered: bool) {
+        loop {
+            tokio::time::sleep(if is_altered { altered } else { usual }).await;
+            is_altered = self.look().await;
+        }
+    }
+}
+
+/// Prunes the audit of what is older than it has to be kept.
+struct Pruning {
+    store: Store,
+    kept: SignedDuration,
+    /// Has seen the API server's time.
+    cache: Arc<Cache>,
+    period: Duration,
+}
+
+impl Pruning {
+    /// Prunes again and again. A clock that may be wrong is asked again soon.
+    async fn run(self) {
+        let retry = self.period.min(PRUNE_RETRY);
+        let mut warned = false;
         loop {
             let now = Timestamp::now();
-            let Ok(before) = now.checked_sub(kept) else { return };
-            match store.cut(before, now).await {
+            match self.cache.liveness().server_clock().compare(now) {
+                Agreement::Agreed(now) => {
+                    warned = false;
+                    self.prune(now).await;
+                    tokio::time::sleep(self.period).await;
+                }
+                Agreement::Apart { server, here } => {
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::error!(%server, %here, "the audit is not pruned: this machine's clock and the API server's disagree");
+                    }
+                    tokio::time::sleep(retry).await;
+                }
+                Agreement::Unknown => tokio::time::sleep(retry).await,
+            }
+        }
+    }
+
+    async fn prune(&self, now: Timestamp) {
+        let Ok(before) = now.checked_sub(self.kept) else { return };
+        loop {
+            match self.store.cut(before, now).await {
                 Ok(0) => break,
-                Ok(entries) => tracing::info!(entries, %before, "cut the audit"),
+                Ok(entries) => tracing::info!(entries, %before, "pruned the audit"),
                 Err(error) => {
-                    tracing::warn!(error = %causes(&error), "the audit can't be cut; trying again in an hour");
+                    tracing::warn!(error = %causes(&error), "the audit can't be pruned; trying again later");
                     break;
                 }
             }
@@ -409,8 +492,21 @@ async fn cut_audit(store: Store, kept: SignedDuration) {
     }
 }
 
+/// Writes the lines of the entries that are still to be written.
+async fn write_last_lines(store: &Store) {
+    let Some(mut writer) = store.log_writer() else { return };
+    match tokio::time::timeout(LAST_LINES, writer.write_all()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(error = %causes(&error), "audit entries are written to standard output by the next process")
+        }
+        Err(_) => tracing::warn!("audit entries are written to standard output by the next process"),
+    }
+}
+
 /// Leaves the store to others.
 async fn part(store: &Store) {
+    write_last_lines(store).await;
     if let Ok(head) = store.head().await {
         log_head(&head);
     }

@@ -28,6 +28,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 pub use standard_error::print_last;
+use tokio::sync::oneshot;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Lines of the audit log that may wait for standard output.
@@ -68,12 +69,20 @@ enum Line {
     Entry(String),
     /// Answered once all lines before it are written.
     Flush(SyncSender<()>),
+    /// The same, for a task.
+    Written(oneshot::Sender<()>),
 }
 
 impl AuditLog {
-    /// Starts the thread.
+    /// Starts the thread, which writes to standard output.
     #[must_use]
     pub fn start() -> Self {
+        Self::to(std::io::stdout())
+    }
+
+    /// Starts the thread, which writes to `output`.
+    #[must_use]
+    pub fn to(mut output: impl Write + Send + 'static) -> Self {
         let (sender, lines) = sync_channel(AUDIT_LINES);
         std::thread::spawn(move || {
             let mut failing = false;
@@ -81,7 +90,7 @@ impl AuditLog {
                 match line {
                     // A closed pipe is no reason to stop: the store has every entry. But it is said, once.
                     Line::Entry(text) => {
-                        let written = writeln!(std::io::stdout().lock(), "{text}");
+                        let written = output.write_all(format!("{text}\n").as_bytes());
                         let failed = written.is_err();
                         if failed && !std::mem::replace(&mut failing, failed) {
                             tracing::error!(
@@ -91,6 +100,7 @@ impl AuditLog {
                         failing = failed;
                     }
                     Line::Flush(done) => drop(done.try_send(())),
+                    Line::Written(done) => drop(done.send(())),
                 }
             }
         });
@@ -101,6 +111,14 @@ impl AuditLog {
     #[must_use]
     pub fn write(&self, entry: &serde_json::Value) -> bool {
         self.0.try_send(Line::Entry(ascii_controls(&entry.to_string()))).is_ok()
+    }
+
+    /// Waits until all entries so far are written, however long standard output is not read.
+    pub async fn written(&self) {
+        let (done, written) = oneshot::channel();
+        if self.0.try_send(Line::Written(done)).is_ok() {
+            let _ = written.await;
+        }
     }
 
     /// Waits until all entries so far are written, but not for long.
@@ -153,6 +171,7 @@ pub struct Metrics {
     duration: Histogram,
     staleness: Family<Kind, Gauge<f64, AtomicU64>>,
     store_errors: Counter,
+    schema_findings: Gauge,
     store_write: Histogram,
     ownership: Family<Outcome, Counter>,
     ownership_pending: Gauge,
@@ -223,6 +242,7 @@ impl Metrics {
             duration: Histogram::new(exponential_buckets(0.5, 2.0, 14)),
             staleness: Family::default(),
             store_errors: Counter::default(),
+            schema_findings: Gauge::default(),
             store_write: milliseconds(),
             ownership: Family::default(),
             ownership_pending: Gauge::default(),
@@ -271,6 +291,11 @@ impl Metrics {
             "store_errors",
             "Writes that the audit store did not take",
             metrics.store_errors.clone(),
+        );
+        registry.register(
+            "store_schema_findings",
+            "Differences between the audit store's tables and those that rollbackd makes",
+            metrics.schema_findings.clone(),
         );
         registry.register_with_unit(
             "store_write",
@@ -364,6 +389,11 @@ impl Metrics {
         if failed {
             self.store_errors.inc();
         }
+    }
+
+    /// How much of the store's tables is not as rollbackd made it.
+    pub fn schema_findings(&self, count: usize) {
+        self.schema_findings.set(count.try_into().unwrap_or(i64::MAX));
     }
 
     /// An entry was written to the audit.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sqlx::{Any, Transaction};
 
-use super::{Entry, Sequence, StoreError, database::Engine, time_text};
+use super::{Entry, Sequence, StoreError, database::Engine, store::exactly_one, time_text};
 use crate::domain::key::{Name, Namespace};
 
 /// Where the chain ends: its last entry.
@@ -84,7 +84,9 @@ pub(super) async fn append(
     .bind(previous.hash)
     .bind(&head.hash)
     .execute(&mut **transaction)
-    .await?;
+    .await
+    .map_err(StoreError::from)
+    .and_then(exactly_one)?;
     move_head(transaction, &head).await?;
     Ok(head)
 }
@@ -94,6 +96,7 @@ pub(super) async fn move_head(transaction: &mut Transaction<'_, Any>, head: &Hea
         .bind(head.sequence)
         .bind(&head.hash)
         .execute(&mut **transaction)
-        .await?;
-    Ok(())
+        .await
+        .map_err(StoreError::from)
+        .and_then(exactly_one)
 }

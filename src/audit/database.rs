@@ -7,6 +7,7 @@
 use std::{
     fs::{File, TryLockError},
     io::ErrorKind,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     str::FromStr,
     sync::Arc,
@@ -39,13 +40,17 @@ const SQLITE_WRITER: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FUL
 const SQLITE_READER: &str = "PRAGMA busy_timeout = 5000";
 /// A replica that hangs in a transaction, or whose statement does, must not keep the others from the chain's
 /// head. A server set up to lose the last commits in a crash is asked not to, for these sessions; a stricter
-/// setting stays.
+/// setting stays. Names mean what PostgreSQL means by them, then the tables beside `audit`, however `search_path` is
+/// set.
 const POSTGRES_SESSION: &str = "
     SET application_name = 'rollbackd';
     SET statement_timeout = '10s';
     SET lock_timeout = '5s';
     SET idle_in_transaction_session_timeout = '5s';
-    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
+    SELECT pg_catalog.set_config('search_path', pg_catalog.concat('pg_catalog, ', pg_catalog.quote_ident(n.nspname::pg_catalog.text), ', pg_temp'), false)
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('audit')";
 
 /// After a failover an old connection may lead to a server that has become a standby.
 const IS_PRIMARY: &str = "SELECT NOT pg_is_in_recovery()";
@@ -74,7 +79,7 @@ pub(super) struct Database {
     /// The files, if there are any.
     place: Option<Place>,
     /// Keeps other processes off the file while it lives.
-    _lock: Arc<Option<File>>,
+    _locks: Arc<Vec<File>>,
 }
 
 impl Engine {
@@ -169,7 +174,7 @@ fn with_mode(text: &str, mode: &str) -> String {
 async fn sqlite(text: &str, in_memory: bool) -> Result<Database, StoreError> {
     let options = SqliteConnectOptions::from_str(text).map_err(|_| StoreError::Url)?;
     let file = (!in_memory).then(|| options.get_filename().to_owned());
-    let lock = file.as_deref().map(lock).transpose()?;
+    let locks = file.as_deref().map(lock).transpose()?.map(Vec::from).unwrap_or_default();
     let with_mode = |mode| if in_memory { text.to_owned() } else { with_mode(text, mode) };
     if !in_memory {
         // Once by itself, so that it is told what is wrong; a pool would try again, and then tell that it took long.
@@ -191,7 +196,7 @@ async fn sqlite(text: &str, in_memory: bool) -> Result<Database, StoreError> {
     };
     let place = file.as_deref().map(Place::of).transpose().map_err(sqlx::Error::Io)?;
     let pulse = write.clone();
-    Ok(Database { engine: Engine::Sqlite, write, read, lists, pulse, place, _lock: Arc::new(lock) })
+    Ok(Database { engine: Engine::Sqlite, write, read, lists, pulse, place, _locks: Arc::new(locks) })
 }
 
 async fn postgres(url: &str) -> Result<Database, StoreError> {
@@ -213,7 +218,7 @@ async fn postgres(url: &str) -> Result<Database, StoreError> {
     let read = connect(CONNECTIONS, IS_PRIMARY).await?;
     let lists = connect(LISTS, IS_PRIMARY).await?;
     let pulse = connect(1, WRITES).await?;
-    Ok(Database { engine: Engine::Postgres, write, read, lists, pulse, place: None, _lock: Arc::default() })
+    Ok(Database { engine: Engine::Postgres, write, read, lists, pulse, place: None, _locks: Arc::default() })
 }
 
 fn pool(connections: u32) -> AnyPoolOptions {
@@ -237,8 +242,9 @@ fn in_each_session(pool: AnyPoolOptions, sql: &'static str) -> AnyPoolOptions {
 }
 
 /// Keeps a second process off the file: each would settle what the other is still making. The lock
-/// goes with the process, however that ends.
-fn lock(file: &Path) -> Result<File, StoreError> {
+/// goes with the process, however that ends. The file itself is locked, too: it may be mounted under several paths. A
+/// file with several names is refused, as each of them would have a write-ahead log of its own.
+fn lock(file: &Path) -> Result<[File; 2], StoreError> {
     // By whatever symbolic link it is named. What is missing is made: SQLite takes an empty file.
     let real = match file.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -246,11 +252,20 @@ fn lock(file: &Path) -> Result<File, StoreError> {
         }
         found => found,
     };
-    let mut name = real.map_err(sqlx::Error::Io)?.into_os_string();
+    let real = real.map_err(sqlx::Error::Io)?;
+    let mut name = real.clone().into_os_string();
     name.push(".lock");
-    let lock = File::create(name).map_err(sqlx::Error::Io)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
+    let beside = exclusive(File::create(name).map_err(sqlx::Error::Io)?)?;
+    // Opened only by the process that has the other lock, and never closed while it uses the store: SQLite's own
+    // locks end with any descriptor of the file that a process closes.
+    let itself = exclusive(File::open(&real).map_err(sqlx::Error::Io)?)?;
+    let names = itself.metadata().map_err(sqlx::Error::Io)?.nlink();
+    if names > 1 { Err(StoreError::HardLinks { names }) } else { Ok([beside, itself]) }
+}
+
+fn exclusive(file: File) -> Result<File, StoreError> {
+    match file.try_lock() {
+        Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
         Err(TryLockError::Error(error)) => Err(sqlx::Error::Io(error).into()),
     }

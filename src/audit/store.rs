@@ -1,18 +1,22 @@
 //! Keeps rollbacks and audit entries. Each write is one transaction, durable when the call returns.
 
 use std::{
-    sync::Arc,
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use sqlx::AssertSqlSafe;
-use tokio::sync::Mutex;
+use sqlx::{Any, AssertSqlSafe, Transaction, any::AnyQueryResult};
+use tokio::sync::{Mutex, Notify};
 use uuid::Uuid;
 
 use super::{
     Entry, Head, NewKey, StoreUrl, Trouble, chain, claims,
     database::{Database, TURN},
-    keys, ownership, time_text,
+    integrity, keys, outbox, ownership, time_text,
 };
 use crate::{
     domain::{
@@ -34,13 +38,32 @@ pub struct Store {
     /// This process, as other replicas know it.
     pub(super) holder: String,
     pub(super) metrics: Metrics,
-    log: Option<AuditLog>,
-    checked: Arc<Mutex<Option<Check>>>,
+    pub(super) log: Option<AuditLog>,
+    /// Wakes what writes the lines.
+    pub(super) appended: Arc<Notify>,
+    pub(super) checked: Arc<Mutex<Option<Check>>>,
+    pub(super) alteration: Alteration,
+    /// What the tables show as the migrations make them.
+    pub(super) expected: Arc<BTreeSet<String>>,
+}
+
+/// Whether the tables were found not to be what rollbackd made.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Alteration(Arc<AtomicBool>);
+
+impl Alteration {
+    pub fn set(&self, altered: bool) {
+        self.0.store(altered, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        if self.0.load(Ordering::Relaxed) { Err(StoreError::Altered) } else { Ok(()) }
+    }
 }
 
 /// What a look at the store has found.
 #[derive(Clone, Copy, Debug)]
-struct Check {
+pub(super) struct Check {
     at: Instant,
     trouble: Option<Trouble>,
 }
@@ -72,9 +95,17 @@ pub enum StoreError {
     /// Another process uses the file.
     #[error("another process uses it")]
     InUse,
+    /// The file has several names.
+    #[error(
+        "the file has {names} names (hard links), and each would have a write-ahead log of its own: remove all but one"
+    )]
+    HardLinks { names: u64 },
     /// The file was removed, or another one was put in its place. Nothing was written; only a restart helps.
     #[error("the audit store's file was removed or replaced")]
     Gone,
+    /// The tables are not what rollbackd made, or a write has not changed what it should have. Nothing was written.
+    #[error("the audit store's tables were altered: what is written is not certain to be found again")]
+    Altered,
     /// The disk or the server did not answer. Whether something was written is not known.
     #[error("the audit store did not answer in time")]
     Silent,
@@ -95,17 +126,29 @@ pub enum StoreError {
 
 impl Store {
     /// Opens the database that `url` names, makes it if there is none, and brings its schema up to date. Each
-    /// entry goes to `log` as a line of JSON once it is durable.
+    /// entry goes to `log` as a line of JSON once it is durable ([`Store::log_writer`]).
     ///
     /// # Errors
     /// When it can't be opened, written or read, or belongs to another process or a newer version.
     pub async fn open(url: &StoreUrl, metrics: Metrics, log: Option<AuditLog>) -> Result<Self, StoreError> {
         let database = Database::open(url).await?;
-        Ok(Self { database, holder: claims::new_holder(), metrics, log, checked: Arc::default() })
+        Ok(Self {
+            expected: Arc::new(integrity::expected(database.engine).await?),
+            database,
+            holder: claims::new_holder(),
+            metrics,
+            log,
+            appended: Arc::default(),
+            checked: Arc::default(),
+            alteration: Alteration::default(),
+        })
     }
 
     /// What keeps the store from writing: tries it, at most once in [`RECHECK`].
     pub async fn trouble(&self) -> Option<Trouble> {
+        if self.alteration.check().is_err() {
+            return Some(Trouble::Altered);
+        }
         let mut checked = self.checked.lock().await;
         if let Some(check) = *checked
             && check.at.elapsed() < RECHECK
@@ -135,12 +178,13 @@ impl Store {
         entry: &Entry,
         key: Option<&NewKey>,
     ) -> Result<(), StoreError> {
+        self.alteration.check()?;
         let record = record(rollback)?;
         let insert = format!(
             "INSERT INTO rollbacks (id, state, open, namespace, name, actor, requested_at, record, holder, epoch, asker, lease) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, {})",
             self.lease()
         );
-        let head = self.measured(async {
+        self.measured(async {
             let mut transaction = self.database.begin().await?;
             // From here on nobody else begins one.
             let head = chain::lock_head(self.database.engine, &mut transaction).await?;
@@ -163,13 +207,14 @@ impl Store {
                 .bind(rollback.epoch)
                 .bind(&rollback.origin.asker().user)
                 .execute(&mut *transaction)
-                .await?;
-            let head = chain::append(&mut transaction, head, entry).await?;
-            transaction.commit().await?;
-            Ok(head)
-        });
-        let head = head.await?;
-        self.tell(&head, entry);
+                .await
+                .map_err(StoreError::from)
+                .and_then(exactly_one)?;
+            self.append_in(&mut transaction, head, entry).await?;
+            Ok(transaction.commit().await?)
+        })
+        .await?;
+        self.tell(entry);
         Ok(())
     }
 
@@ -187,7 +232,7 @@ impl Store {
         let record = record(rollback)?;
         let applied = matches!(rollback.state, RollbackState::Progressing | RollbackState::Applied);
         let to_return = rollback.ownership.as_ref().filter(|_| state.is_undecided() && applied);
-        let head = self.measured(async {
+        self.measured(async {
             let mut transaction = self.database.begin().await?;
             let head = match entry {
                 Some(entry) => Some((chain::lock_head(self.database.engine, &mut transaction).await?, entry)),
@@ -211,15 +256,14 @@ impl Store {
             if let Some(ownership) = to_return {
                 ownership::insert(&mut transaction, self.database.engine, rollback.id, ownership).await?;
             }
-            let head = match head {
-                Some((head, entry)) => Some(chain::append(&mut transaction, head, entry).await?),
-                None => None,
-            };
-            transaction.commit().await?;
-            Ok(head)
-        });
-        if let (Some(head), Some(entry)) = (head.await?, entry) {
-            self.tell(&head, entry);
+            if let Some((head, entry)) = head {
+                self.append_in(&mut transaction, head, entry).await?;
+            }
+            Ok(transaction.commit().await?)
+        })
+        .await?;
+        if let Some(entry) = entry {
+            self.tell(entry);
         }
         Ok(())
     }
@@ -229,14 +273,14 @@ impl Store {
     /// # Errors
     /// Nothing was recorded.
     pub async fn append(&self, entry: &Entry) -> Result<(), StoreError> {
-        let head = self.measured(async {
+        self.measured(async {
             let mut transaction = self.database.begin().await?;
             let head = chain::lock_head(self.database.engine, &mut transaction).await?;
-            let head = chain::append(&mut transaction, head, entry).await?;
-            transaction.commit().await?;
-            Ok(head)
-        });
-        self.tell(&head.await?, entry);
+            self.append_in(&mut transaction, head, entry).await?;
+            Ok(transaction.commit().await?)
+        })
+        .await?;
+        self.tell(entry);
         Ok(())
     }
 
@@ -263,6 +307,9 @@ impl Store {
             write.await
         };
         let result = within_deadline(write).await;
+        if matches!(result, Err(StoreError::Altered)) {
+            self.alteration.set(true);
+        }
         let trouble = result.as_ref().err().filter(|error| error.is_trouble()).map(Trouble::from);
         self.metrics.store_write(started.elapsed(), trouble.is_some());
         // What is known of the store is newer than the last check of it.
@@ -272,22 +319,30 @@ impl Store {
         result
     }
 
-    /// Hands an entry that is durable to the central log. A log that can't keep up must not stop a
-    /// rollback: the store has the entry.
-    pub(super) fn tell(&self, head: &Head, entry: &Entry) {
-        self.metrics.audit_entry(entry.action.as_str());
-        let Some(log) = &self.log else { return };
-        let mut line = serde_json::to_value(entry).unwrap_or_default();
-        line["log"] = "audit".into();
-        line["sequence"] = head.sequence.into();
-        line["hash"] = head.hash.as_str().into();
-        if !log.write(&line) {
-            tracing::warn!(
-                sequence = head.sequence,
-                "the audit entry did not get into the log; the store has it"
-            );
+    /// Appends an entry after the locked head, and sees to it that its line is written.
+    pub(super) async fn append_in(
+        &self,
+        transaction: &mut Transaction<'_, Any>,
+        head: Head,
+        entry: &Entry,
+    ) -> Result<Head, StoreError> {
+        let head = chain::append(transaction, head, entry).await?;
+        if self.log.is_some() {
+            outbox::put(transaction, self.database.engine, &self.holder, head.sequence).await?;
         }
+        Ok(head)
     }
+
+    /// Counts an entry that is durable, and lets its line be written.
+    pub(super) fn tell(&self, entry: &Entry) {
+        self.metrics.audit_entry(entry.action.as_str());
+        self.appended.notify_one();
+    }
+}
+
+/// Checks that a write has changed one row. A rule or a view may let none, or others, be changed.
+pub(super) fn exactly_one(written: AnyQueryResult) -> Result<(), StoreError> {
+    if written.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Altered) }
 }
 
 /// A rollback as it is stored. What is to be returned once it is decided, and the warning that it is not, are kept apart.

@@ -12,6 +12,7 @@ pub enum Trouble {
     ReadOnly,
     Damaged,
     Gone,
+    Altered,
     OutOfReach,
     Silent,
     Failing,
@@ -24,6 +25,7 @@ impl fmt::Display for Trouble {
             Self::ReadOnly => "it can only be read",
             Self::Damaged => "its file is damaged",
             Self::Gone => "its file was removed or replaced",
+            Self::Altered => "its tables are not what rollbackd made",
             Self::OutOfReach => "it can't be reached",
             Self::Silent => "it does not answer",
             Self::Failing => "it fails",
@@ -35,6 +37,7 @@ impl From<&StoreError> for Trouble {
     fn from(error: &StoreError) -> Self {
         match error {
             StoreError::Gone => Self::Gone,
+            StoreError::Altered => Self::Altered,
             StoreError::Silent => Self::Silent,
             StoreError::Database(
                 sqlx::Error::Io(_)

@@ -15,7 +15,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::{Cache, Live, Scope};
+use super::{Cache, Live, Scope, clock::ServerClock};
 use crate::telemetry::Metrics;
 
 /// Bookmarks come about once a minute; a watch that brings nothing for longer than two is dead,
@@ -48,6 +48,7 @@ impl Kind {
 pub struct Liveness {
     watches: usize,
     clocks: [Clock; 2],
+    server_clock: ServerClock,
 }
 
 #[derive(Debug)]
@@ -66,7 +67,13 @@ impl Liveness {
             delivered: Mutex::new(Instant::now()),
             fresh: Mutex::new(Instant::now()),
         };
-        Self { watches, clocks: [clock(), clock()] }
+        Self { watches, clocks: [clock(), clock()], server_clock: ServerClock::default() }
+    }
+
+    /// The API server's clock, as its answers show it.
+    #[must_use]
+    pub fn server_clock(&self) -> &ServerClock {
+        &self.server_clock
     }
 
     fn clock(&self, kind: Kind) -> &Clock {

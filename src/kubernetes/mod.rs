@@ -7,6 +7,7 @@
 //! `tower::Service` under `kube::Client`.
 
 pub mod cache;
+pub mod clock;
 pub mod connect;
 mod duplicates;
 pub mod error;

@@ -7,7 +7,7 @@
 //! - Bytes that are not UTF-8 become U+FFFD, as in Go: the API server stores such bytes in a
 //!   ControllerRevision's `data`, and kube would give up the watch of all.
 //! - What the API server warns of ([`Warnings`]) is kept for a request that asks for it.
-//! - Watches report to [`Liveness`] that they are open and what they deliver.
+//! - Watches report to [`Liveness`] that they are open and what they deliver, and each answer what time it is.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -110,6 +110,7 @@ impl Service<Request<Body>> for Transport {
             let warnings = request.extensions().get::<Warnings>().cloned();
             let answer = async {
                 let response = inner.send(request).await?;
+                liveness.server_clock().saw(response.headers());
                 if let (Some(kind), true) = (watched, response.status().is_success()) {
                     return Ok::<_, BoxError>(response.map(|body| observed(body, kind, liveness)));
                 }

@@ -44,6 +44,16 @@ pub fn router(sandbox: Sandbox, unsimulated: Unsimulated) -> Router {
         .method_not_allowed_fallback(unknown)
         .fallback(unknown)
         .with_state(Served { sandbox, unsimulated })
+        .layer(axum::middleware::map_response(dated))
+}
+
+/// Each answer says what time it is (RFC 9110, 6.6.1).
+async fn dated(mut response: Response) -> Response {
+    let now = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    if let Ok(now) = now.parse() {
+        response.headers_mut().insert(header::DATE, now);
+    }
+    response
 }
 
 /// What the routes work with.

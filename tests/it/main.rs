@@ -12,7 +12,9 @@
 mod support;
 
 mod admission;
+mod altered;
 mod architecture;
+mod audit_log;
 mod audit_size;
 mod bodies;
 mod chain;

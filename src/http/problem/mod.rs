@@ -338,10 +338,15 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         tracing::error!(error = %causes(&error), "a request failed by the audit store");
         match error {
+            StoreError::Altered => Self::new(
+                Kind::StoreUnavailable,
+                "the audit store's tables are not what rollbackd made; its log says what was found",
+            ),
             StoreError::Url
             | StoreError::Database(_)
             | StoreError::Migration(_)
             | StoreError::InUse
+            | StoreError::HardLinks { .. }
             | StoreError::Gone
             | StoreError::Silent
             | StoreError::Record(_)

@@ -85,6 +85,10 @@ impl Facts<'_> {
     pub fn writers(&mut self) {
         let mut written: BTreeMap<u64, u64> = BTreeMap::new();
         for printed in &self.history.printed {
+            // Printed for another process, which has written it.
+            if printed["takenOver"] == true {
+                continue;
+            }
             let (sequence, life) = (printed["sequence"].as_u64(), printed["life"].as_u64());
             let (Some(sequence), Some(life)) = (sequence, life) else { continue };
             if written.insert(sequence, life).is_some_and(|other| other != life) {

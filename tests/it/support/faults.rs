@@ -24,6 +24,8 @@ pub enum Fault {
     Answer { status: u16, headers: Vec<(&'static str, &'static str)>, body: &'static str },
     /// The API server does what it was asked, and its answer is replaced by this one.
     AnswerAfter { status: u16, body: &'static str },
+    /// The answer says that it is another time.
+    Dated(&'static str),
     /// The connection breaks before anything is sent.
     CutBefore,
     /// The API server does what it was asked, and the connection breaks before the answer.
@@ -191,6 +193,12 @@ where
                 Some(Fault::AnswerAfter { status, body }) => {
                     sent.await.map_err(Into::into)?.into_body().collect().await.map_err(Into::into)?;
                     Ok(answer(status, &[], body))
+                }
+                Some(Fault::Dated(date)) => {
+                    let mut response = whole(sent.await.map_err(Into::into)?);
+                    let date = http::HeaderValue::from_static(date);
+                    response.headers_mut().insert(http::header::DATE, date);
+                    Ok(response)
                 }
                 Some(Fault::CutBefore) => Err(cut()),
                 Some(Fault::CutAfter) => {

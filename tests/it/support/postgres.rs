@@ -59,13 +59,22 @@ impl Postgres {
 
     /// Makes a database.
     pub async fn database(&self) -> Database {
+        self.database_with("").await
+    }
+
+    /// Makes a database that takes any bytes for text.
+    pub async fn database_without_encoding(&self) -> Database {
+        self.database_with("ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0").await
+    }
+
+    async fn database_with(&self, options: &str) -> Database {
         let name = format!("t{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let database = Database { user: name.clone(), name, admin: self.admin.clone() };
         let name = &database.name;
         let mut admin = self.admin().await;
         for sql in [
             format!("CREATE ROLE {name} LOGIN PASSWORD 'right'"),
-            format!("CREATE DATABASE {name} OWNER {name}"),
+            format!("CREATE DATABASE {name} OWNER {name} {options}"),
         ] {
             run(&mut admin, &sql).await;
         }
