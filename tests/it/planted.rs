@@ -53,7 +53,7 @@ async fn a_planted_revision_is_for_those_who_may_patch() {
     let (roller, patcher) = two(&space, &rollbackd).await;
     plant(&space, PLANTED, 7, evil).await;
 
-    for body in [json!({"toRevision": PLANTED}), json!({"toRevision": 7}), json!({})] {
+    for body in [json!({"toRevision": PLANTED}), json!({"toRevision": 7})] {
         for dry_run in [true, false] {
             let mut body = body.clone();
             body["dryRun"] = dry_run.into();
@@ -64,6 +64,14 @@ async fn a_planted_revision_is_for_those_who_may_patch() {
         }
     }
     assert_eq!(rollbackd.faults.requests().iter().filter(|it| it.starts_with("PATCH")).count(), 0);
+    // The previous one is that of the controller.
+    let previous = roller.post(&rollback(&space), &json!({"dryRun": true})).await.expect(200);
+    assert_eq!((&previous["to"]["revision"], codes(&previous)), (&json!(1), vec!["revisions-skipped"]));
+    let warning = &previous["warnings"][0];
+    let message = "the previous revision is taken to be revision 1; skipped, because its template was never the running one and the caller may not patch daemonsets: agent-planted (revision 7)";
+    assert_eq!((&warning["message"], &warning["severity"]), (&json!(message), &json!("warning")));
+    let previous = patcher.post(&rollback(&space), &json!({"dryRun": true})).await.expect(200);
+    assert_eq!(previous["to"]["revision"], 7);
     // What the controller recorded is not touched by that.
     let tried = roller.post(&rollback(&space), &json!({"toRevision": 1, "dryRun": true})).await;
     assert_eq!(codes(&tried.expect(200)), Vec::<&str>::new());

@@ -314,12 +314,34 @@ async fn a_hash_collision_is_no_obstacle() {
 
 #[tokio::test]
 #[ignore = "needs adoption by the controller"]
-async fn a_copy_of_a_revision_takes_its_place() {
+async fn copy_of_a_revision_replaces_no_pod_and_is_refused() {
     let twins = Twins::of(&["img:1", "img:2"]).await;
+    twins.both(async |space| space.rolled_out("agent").await).await;
     twins.both(async |space| plant(space, "agent-copy", 5, |_| {}).await).await;
-    let answer = twins.undo(&["--to-revision=5"], json!({"toRevision": 5})).await;
-    let record = twins.record(&answer).await;
-    assert_eq!(record["to"]["controllerRevision"], "agent-copy");
-    let numbers = numbers(&twins.ours.revisions().await);
-    assert_eq!(numbers, [6, 7]);
+    let before = pods(&twins.ours).await;
+    let answer = twins.rollbackd.api.post(&twins.path(), &json!({"toRevision": 5})).await;
+    answer.problem(422, "duplicate-revision");
+    assert_eq!(numbers(&twins.ours.revisions().await), [1, 5, 6]);
+    assert_eq!(pods(&twins.ours).await, before);
+
+    // kubectl says that it has rolled back, and all pods count as updated, with the image of before.
+    let before = pods(&twins.theirs).await;
+    let undone = twins.theirs.kubectl.ok(&["rollout", "undo", "daemonset/agent", "--to-revision=5"]).await;
+    assert_eq!(undone, "daemonset.apps/agent rolled back\n");
+    twins.theirs.observed("agent").await;
+    twins.theirs.rolled_out("agent").await;
+    assert_eq!(numbers(&twins.theirs.revisions().await), [6, 7]);
+    assert_eq!(pods(&twins.theirs).await, before);
+    for pod in twins.theirs.kubectl.list("pods").await {
+        assert_eq!(pod["spec"]["containers"][0]["image"], "img:2");
+        assert_eq!(pod["metadata"]["labels"]["controller-revision-hash"], "agent-copy");
+    }
+
+    twins.ours.kubectl.ok(&["delete", "controllerrevision", "agent-copy"]).await;
+    let answer = twins.rollbackd.api.post(&twins.path(), &json!({"toRevision": 1})).await;
+    answer.expect(202);
+    twins.rollbackd.api.rollback_at(answer.header("location"), &["succeeded"]).await;
+    for pod in twins.ours.kubectl.list("pods").await {
+        assert_eq!(pod["spec"]["containers"][0]["image"], "img:1");
+    }
 }

@@ -195,7 +195,8 @@ fn running(actual: Option<RevisionNumber>) -> String {
 ///
 /// *Previous* is the highest-numbered revision whose template differs from the live one. kubectl
 /// takes the second-highest number, which is the same wherever kubectl is right; while the
-/// controller lags it would lose the live template.
+/// controller lags it would lose the live template. A caller who may not use a revision gets the one before
+/// it, and a warning, so that a revision that was made by hand keeps nobody from the previous one.
 ///
 /// `standing` tells how far the target can be trusted, and `power` whether that matters: who may patch
 /// could run the same template without any revision.
@@ -208,7 +209,7 @@ pub fn plan(
     request: &RollbackRequest,
     power: Power,
     field_ownership: FieldOwnership,
-    standing: impl FnOnce(&Revision) -> Standing,
+    standing: impl Fn(&Revision) -> Standing,
 ) -> Result<Decision, Refusal> {
     if daemonset.being_deleted {
         return Err(Refusal::BeingDeleted);
@@ -223,7 +224,11 @@ pub fn plan(
             return Err(Refusal::UnexpectedRevision { expected, actual });
         }
     }
-    let target = target(daemonset, history, &request.to)?;
+    let refused = |revision: &Revision| power == Power::RollBack && standing(revision) == Standing::Planted;
+    let Found { revision: target, skipped } = match &request.to {
+        Target::Previous => previous(daemonset, history, refused)?,
+        Target::Revision(wanted) => Found { revision: named(history, wanted)?, skipped: Vec::new() },
+    };
     let template = match &target.template {
         Ok(template) => template.clone(),
         Err(reason) => {
@@ -246,6 +251,7 @@ pub fn plan(
         Prediction { daemonset, number: target.number, restored: &template, bookkeeping: &bookkeeping };
     let mut warnings = [prediction.warnings(), warnings(daemonset, current)].concat();
     warnings.extend(distrust(target, standing));
+    warnings.extend(Warning::of_skipped(target, &skipped));
     let refusing = request.on_warning.refusing(&warnings);
     if !refusing.is_empty() {
         return Err(Refusal::Warned { warnings: refusing });
@@ -281,27 +287,53 @@ fn bookkeeping(
     }
 }
 
-fn target<'a>(daemonset: &DaemonSet, history: &'a History, to: &Target) -> Result<&'a Revision, Refusal> {
-    let wanted = match to {
-        Target::Revision(wanted) => wanted.clone(),
-        Target::Previous if history.current().is_none() => {
-            let name_length = daemonset.key.name.as_str().len();
-            return Err(match Recordability::of_name(name_length) {
-                Recordability::Always => Refusal::NotRecorded,
-                Recordability::ByChance | Recordability::Never => Refusal::NotRecordable { name_length },
-            });
+/// The target of a rollback.
+struct Found<'a> {
+    revision: &'a Revision,
+    /// Newer ones that the caller may not use.
+    skipped: Vec<&'a Revision>,
+}
+
+fn previous<'a>(
+    daemonset: &DaemonSet,
+    history: &'a History,
+    refused: impl Fn(&Revision) -> bool,
+) -> Result<Found<'a>, Refusal> {
+    if history.current().is_none() {
+        let name_length = daemonset.key.name.as_str().len();
+        return Err(match Recordability::of_name(name_length) {
+            Recordability::Always => Refusal::NotRecorded,
+            Recordability::ByChance | Recordability::Never => Refusal::NotRecordable { name_length },
+        });
+    }
+    let differs = |revision: &&Revision| revision.template.as_ref() != Ok(&daemonset.template);
+    let mut skipped = Vec::new();
+    for revision in history.revisions().iter().rev().filter(differs) {
+        if refused(revision) {
+            skipped.push(revision);
+            continue;
         }
-        Target::Previous => {
-            let differs = |revision: &&Revision| revision.template.as_ref() != Ok(&daemonset.template);
-            let previous = history.revisions().iter().rev().find(differs);
-            RevisionRef::Number(previous.ok_or(Refusal::NoPreviousRevision)?.number)
-        }
-    };
-    history.find(&wanted).map_err(|missing| match (missing, &wanted) {
+        let same_number = |other: &&Revision| other.number == revision.number && !refused(other);
+        let others: Vec<&Revision> = history.revisions().iter().filter(same_number).collect();
+        return if others.len() > 1 {
+            let names = others.iter().map(|other| other.controller_revision.clone()).collect();
+            Err(Refusal::Ambiguous { number: revision.number, names })
+        } else {
+            Ok(Found { revision, skipped })
+        };
+    }
+    Err(match skipped.first() {
+        Some(newest) => Refusal::Planted { name: newest.controller_revision.clone() },
+        None => Refusal::NoPreviousRevision,
+    })
+}
+
+fn named<'a>(history: &'a History, wanted: &RevisionRef) -> Result<&'a Revision, Refusal> {
+    history.find(wanted).map_err(|missing| match (missing, wanted) {
         (NoSuchRevision::Ambiguous(names), RevisionRef::Number(number)) => {
             Refusal::Ambiguous { number: *number, names }
         }
-        _ => Refusal::UnknownRevision(wanted),
+        _ => Refusal::UnknownRevision(wanted.clone()),
     })
 }
 
@@ -373,6 +405,35 @@ mod tests {
             }
             Decision::Skip { .. } => panic!("skipped"),
         }
+    }
+
+    #[test]
+    fn previous_skips_revisions_that_the_caller_may_not_use_and_says_so() {
+        let live = daemonset("b");
+        let decide = |power, revisions: &[Revision]| {
+            let planted = |revision: &Revision| {
+                let by_hand = revision.controller_revision.contains("planted");
+                if by_hand { Standing::Planted } else { Standing::Trusted }
+            };
+            let history = History::of(&live, revisions.to_vec());
+            plan(&live, &history, &request(Target::Previous), power, FieldOwnership::Return, planted)
+        };
+        let planted = |number: i64| Revision {
+            controller_revision: format!("web-planted-{number}"),
+            ..revision(number, "evil")
+        };
+        // One of them has the number of the right one.
+        let revisions = [revision(1, "a"), planted(1), revision(2, "b"), planted(7), planted(8)];
+        let Decision::Restore(plan) = decide(Power::RollBack, &revisions).unwrap() else { panic!("skipped") };
+        assert_eq!(plan.to.controller_revision, "web-1");
+        let warning = plan.warnings.last().unwrap();
+        assert_eq!(warning.code, WarningCode::RevisionsSkipped);
+        let named = ["web-planted-8 (revision 8)", "web-planted-7 (revision 7)", "revision 1"];
+        assert!(named.iter().all(|name| warning.message.contains(name)), "{}", warning.message);
+        // Who may patch could run the same without any revision, and is warned of it.
+        assert_eq!(restored(decide(Power::Patch, &revisions)), 8);
+        let none_left = decide(Power::RollBack, &revisions[1..]).unwrap_err();
+        assert_eq!(none_left, Refusal::Planted { name: "web-planted-8".into() });
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub enum WarningCode {
     NeverRunning,
     /// The target came up while rollbackd could not watch, so that nobody saw its template running.
     NotWatched,
+    /// Newer revisions than the previous one were skipped, because the caller may not use them.
+    RevisionsSkipped,
     /// The API server, or a policy or webhook of its admission, lets the template through and warns of it.
     ApiServer,
 }
@@ -132,6 +134,7 @@ impl WarningCode {
             | Self::NotRecorded
             | Self::NeverRunning
             | Self::NotWatched
+            | Self::RevisionsSkipped
             | Self::ApiServer => Severity::Warning,
         }
     }
@@ -161,6 +164,27 @@ impl Warning {
     pub fn of_api_server(words: &str) -> Self {
         let fix = "look at what the restored template asks for that the cluster is warned of";
         Self::new(WarningCode::ApiServer, cut(words, WORDS), fix)
+    }
+}
+
+impl Warning {
+    /// Names the newer revisions that were skipped in favour of `target`; `None` if there are none.
+    #[must_use]
+    pub(super) fn of_skipped(target: &Revision, skipped: &[&Revision]) -> Option<Self> {
+        let name =
+            |revision: &&Revision| format!("{} (revision {})", revision.controller_revision, revision.number);
+        let names: Vec<String> = skipped.iter().take(PATHS).map(name).collect();
+        let more = match skipped.len().saturating_sub(PATHS) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let message = format!(
+            "the previous revision is taken to be revision {}; skipped, because its template was never the running one and the caller may not patch daemonsets: {}{more}",
+            target.number,
+            names.join(", ")
+        );
+        let fix = "look into the skipped revisions: the DaemonSet controller did not make them";
+        (!skipped.is_empty()).then(|| Self::new(WarningCode::RevisionsSkipped, message, fix))
     }
 }
 
@@ -279,7 +303,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [WarningCode; 11] = [
+    const ALL: [WarningCode; 12] = [
         WarningCode::LastApplied,
         WarningCode::LastAppliedNotRestored,
         WarningCode::Managed,
@@ -290,6 +314,7 @@ mod tests {
         WarningCode::NotRecorded,
         WarningCode::NeverRunning,
         WarningCode::NotWatched,
+        WarningCode::RevisionsSkipped,
         WarningCode::ApiServer,
     ];
 
