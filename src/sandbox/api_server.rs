@@ -31,11 +31,15 @@ const EVENT_TTL: f64 = 3_600.0;
 /// Longest note of an Event, in bytes.
 const NOTE: usize = 1_024;
 
+/// Issuer of the tokens of the cluster's service accounts.
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+
 /// All routes.
 pub fn router(sandbox: Sandbox, unsimulated: Unsimulated) -> Router {
     let apps = "/apis/apps/v1";
     Router::new()
         .route("/version", get(async || Json(json!({"major": "1", "minor": "33", "gitVersion": VERSION}))))
+        .route("/.well-known/openid-configuration", get(async || Json(json!({"issuer": ISSUER}))))
         .route(&format!("{apps}/{{plural}}"), get(list_all))
         .route(&format!("{apps}/namespaces/{{namespace}}/{{plural}}"), get(list))
         .route(&format!("{apps}/namespaces/{{namespace}}/{{plural}}/{{name}}"), get(read).patch(patch))
