@@ -78,6 +78,10 @@ async fn a_restart_in_between(tool: Tool) {
     assert_eq!(template(&live), template(&restarted));
     let message = warned(&rollbackd, &record, "ownership-kept").await;
     assert!(message.contains("restartedAt"), "{message}");
+    // Both the patch and the return show it, once.
+    let rollback = rollbackd.api.get(&record).await.expect(200);
+    let codes = rollback["warnings"].as_array().expect("a list").iter().map(|warning| &warning["code"]);
+    assert_eq!(codes.filter(|code| *code == "ownership-kept").count(), 1, "{rollback}");
 
     let newer = workload.apply(&v2()).await;
     assert_eq!(newer["metadata"]["generation"], live["metadata"]["generation"]);
