@@ -33,6 +33,11 @@ const SANDBOX_STALL: Duration = Duration::from_secs(30);
 /// `--store` where none is named.
 const DEFAULT_STORE: &str = "sqlite:/var/lib/rollbackd/rollbackd.db";
 
+/// `--index-memory`: 5,000 DaemonSets with ten revisions each take about 50 MiB.
+const INDEX_MEMORY: &str = "64Mi";
+/// `--template-memory`: their templates, of 20 KiB each and much alike, take about 40 MiB.
+const TEMPLATE_MEMORY: &str = "48Mi";
+
 /// A safe HTTP API for DaemonSets: revisions, rollbacks, rollout status, and who did what.
 #[derive(Debug, Parser)]
 #[command(name = "rollbackd", version)]
@@ -262,6 +267,16 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     pub limits: LimitArgs,
+
+    /// Memory for what is kept of DaemonSets and their revisions; what does not fit is read from the API server when it
+    /// is asked for
+    #[arg(long, env = "ROLLBACKD_INDEX_MEMORY", value_name = "SIZE", default_value = INDEX_MEMORY, value_parser = memory, allow_hyphen_values = true)]
+    pub index_memory: usize,
+
+    /// Memory for the pod templates of revisions, compressed; what does not fit is read from the API server when it is
+    /// asked for
+    #[arg(long, env = "ROLLBACKD_TEMPLATE_MEMORY", value_name = "SIZE", default_value = TEMPLATE_MEMORY, value_parser = memory, allow_hyphen_values = true)]
+    pub template_memory: usize,
 }
 
 /// Flags of `rollbackd sandbox`.
@@ -337,6 +352,8 @@ impl SandboxArgs {
             read_only: false,
             drain_delay: Duration::ZERO,
             limits: LimitArgs::default(),
+            index_memory: memory(INDEX_MEMORY).expect("the default is a size"),
+            template_memory: memory(TEMPLATE_MEMORY).expect("the default is a size"),
         }
     }
 }
@@ -476,6 +493,18 @@ fn retention(text: &str) -> Result<SignedDuration, String> {
     kept.filter(|kept| *kept >= SHORTEST_RETENTION).ok_or("expected at least 1d, such as 400d or 52w".into())
 }
 
+/// Bytes, written as Kubernetes writes quantities of memory, from 1Mi.
+fn memory(text: &str) -> Result<usize, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "Mi" => Some(1 << 20),
+        "Gi" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = digits.parse::<usize>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected a size such as 64Mi or 1Gi".into())
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("expected a duration longer than zero".into()),
@@ -526,6 +555,12 @@ mod tests {
             ("--max-connections-per-address", "-1"),
             ("--max-unfinished-header-bytes", "1000"),
             ("--max-unfinished-header-bytes", "4 MB"),
+            ("--index-memory", "0Mi"),
+            ("--index-memory", "64"),
+            ("--index-memory", "-1Mi"),
+            ("--index-memory", "64MB"),
+            ("--template-memory", "Mi"),
+            ("--template-memory", "99999999999999999999Gi"),
             ("--auth", "oidc"),
             ("--audience", ""),
             ("--audience", "a b"),

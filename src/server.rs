@@ -27,10 +27,11 @@ use crate::{
         tls::{Acceptor, Certificate, Files},
     },
     kubernetes::{
-        Cache, Events, Live, Reviewer, Rollouts, Scope,
+        Cache, Events, Live, Reader, Reviewer, Scope,
         clock::Agreement,
         connect,
         liveness::{Health, Liveness, ProbePace},
+        watch::{Budgets, Watched},
     },
     rollbacks::{Parts, Patience, Quota, Rollbacks},
     sandbox::{self, Sandbox, Unsimulated},
@@ -184,6 +185,8 @@ impl Server {
             read_only,
             drain_delay,
             limits,
+            index_memory,
+            template_memory,
         } = args;
         let certificate = match tls_cert.zip(tls_key) {
             Some((cert, key)) => Some(Certificate::load(Files { cert, key }).await?),
@@ -206,8 +209,13 @@ impl Server {
         let scope = Scope::of(namespaces);
         let liveness = Arc::new(Liveness::new(scope.watches_per_kind()));
         let live = Live::new(client, liveness.clone(), timing.api);
-        let rollouts = Arc::new(Rollouts::new(stall_after));
-        let cache = Arc::new(Cache::start(live.client(), scope, rollouts, liveness, &tasks, &stop));
+        let watched = Watched {
+            scope,
+            stall_after,
+            budgets: Budgets { index: index_memory, templates: template_memory },
+        };
+        let cache = Arc::new(Cache::start(live.client(), watched, liveness, &tasks, &stop));
+        let reader = Reader::new(cache.clone(), live.clone());
         let health = Arc::new(Health::default());
         let pace = ProbePace { period: timing.probe, stale_after: timing.limits.stale_after };
         let probing = health.clone().keep(live.clone(), cache.clone(), metrics.clone(), pace);
@@ -275,6 +283,7 @@ impl Server {
         let app = App::new(http::Parts {
             live,
             cache,
+            reader,
             health,
             store: store.clone(),
             rollbacks,

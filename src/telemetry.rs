@@ -167,6 +167,8 @@ pub struct Metrics {
     rollbacks: Family<Outcome, Counter>,
     open: Gauge,
     stalled: Gauge,
+    index: Family<Part, Gauge>,
+    not_kept: Family<Kind, Gauge>,
     unrecorded: Gauge,
     duration: Histogram,
     staleness: Family<Kind, Gauge<f64, AtomicU64>>,
@@ -192,6 +194,11 @@ struct Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Part {
+    part: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -238,6 +245,8 @@ impl Metrics {
             rollbacks: Family::default(),
             open: Gauge::default(),
             stalled: Gauge::default(),
+            index: Family::default(),
+            not_kept: Family::default(),
             unrecorded: Gauge::default(),
             duration: Histogram::new(exponential_buckets(0.5, 2.0, 14)),
             staleness: Family::default(),
@@ -270,6 +279,17 @@ impl Metrics {
         );
         registry.register("rollbacks_open", "Rollbacks that have not ended", metrics.open.clone());
         registry.register("rollouts_stalled", "Rollouts that stand still", metrics.stalled.clone());
+        registry.register_with_unit(
+            "index",
+            "Memory that the index of the cluster takes, by part",
+            Unit::Bytes,
+            metrics.index.clone(),
+        );
+        registry.register(
+            "index_not_kept",
+            "DaemonSets for which the index has no room (daemonsets), or no room for their revisions (controllerrevisions)",
+            metrics.not_kept.clone(),
+        );
         registry.register(
             "rollbacks_unrecorded",
             "Rollbacks that the cluster shows and that are not on record",
@@ -371,6 +391,18 @@ impl Metrics {
     /// How many rollouts stand still.
     pub fn stalled_rollouts(&self, count: usize) {
         self.stalled.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Bytes that the index of the cluster takes, without and of templates.
+    pub fn index_bytes(&self, objects: usize, templates: usize) {
+        for (part, bytes) in [("objects", objects), ("templates", templates)] {
+            self.index.get_or_create(&Part { part }).set(bytes.try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Of how many DaemonSets the index has nothing of a kind, for lack of room.
+    pub fn not_kept(&self, kind: &'static str, daemonsets: usize) {
+        self.not_kept.get_or_create(&Kind { kind }).set(daemonsets.try_into().unwrap_or(i64::MAX));
     }
 
     /// How many rollbacks the cluster shows that are not on record.

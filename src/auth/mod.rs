@@ -184,6 +184,12 @@ impl Caller {
         self.subject.as_ref().map(|subject| subject.identity.actor.user.as_str())
     }
 
+    /// As whom it asks for reads: the one whose rights decide.
+    #[must_use]
+    pub fn asker(&self) -> &str {
+        self.user().unwrap_or("local")
+    }
+
     /// Whether it asked for a rollback, or somebody did so for it.
     #[must_use]
     pub fn asked_for(&self, rollback: &Rollback) -> bool {

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{key::Key, template::Template};
+use super::{
+    key::Key,
+    managers::{Looked, looked_at},
+    template::{Template, TemplateSummary},
+};
 
 /// Annotation in which people and tools say why they changed a workload; kubectl's `CHANGE-CAUSE`.
 pub const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
@@ -18,9 +22,10 @@ pub const ROLLBACK: &str = "rollbackd.dev/rollback";
 /// Name under which `metadata.managedFields` shows what rollbackd wrote.
 pub const FIELD_MANAGER: &str = "rollbackd";
 
-/// One DaemonSet at one resource version.
+/// One DaemonSet at one resource version. `T` is what is held of its template: the whole, or its
+/// [`TemplateSummary`].
 #[derive(Clone, Debug)]
-pub struct DaemonSet {
+pub struct DaemonSet<T = Template> {
     pub key: Key,
     pub uid: String,
     pub resource_version: String,
@@ -34,13 +39,17 @@ pub struct DaemonSet {
     pub strategy: UpdateStrategy,
     /// Seconds that a pod must be ready before it counts as available.
     pub min_ready_seconds: i64,
-    pub template: Template,
+    pub template: T,
     /// `spec.selector` as the label selector text that a list request takes.
     pub selector: String,
     pub status: Counts,
     /// Newest first: who wrote something beside the status.
     pub field_managers: Vec<FieldManager>,
 }
+
+/// A DaemonSet as the watch keeps it: without the whole template, and with those annotations alone that are
+/// looked at.
+pub type WatchedDaemonSet = DaemonSet<TemplateSummary>;
 
 /// `spec.updateStrategy.type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -97,6 +106,74 @@ pub struct FieldManager {
 }
 
 impl DaemonSet {
+    /// What the watch keeps of it: of the annotations what is looked at.
+    #[must_use]
+    pub fn watched(self) -> WatchedDaemonSet {
+        let mut annotations = self.annotations;
+        annotations.retain(|key, value| match looked_at(key) {
+            _ if [CHANGE_CAUSE, ROLLBACK].contains(&key.as_str()) => true,
+            Looked::Whole => true,
+            Looked::Presence => {
+                *value = String::new();
+                true
+            }
+            Looked::Nothing => false,
+        });
+        DaemonSet {
+            key: self.key,
+            uid: self.uid,
+            resource_version: self.resource_version,
+            generation: self.generation,
+            labels: self.labels,
+            annotations,
+            controller: self.controller,
+            being_deleted: self.being_deleted,
+            strategy: self.strategy,
+            min_ready_seconds: self.min_ready_seconds,
+            template: self.template.summary().clone(),
+            selector: self.selector,
+            status: self.status,
+            field_managers: self.field_managers,
+        }
+    }
+}
+
+impl WatchedDaemonSet {
+    /// The same without the parts whose size its author chooses: labels, annotations, field managers and images.
+    /// Identity, counts, template's fingerprint and selector stay.
+    #[must_use]
+    pub fn abridged(self) -> Self {
+        Self {
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            field_managers: Vec::new(),
+            template: self.template.without_images(),
+            selector: String::new(),
+            ..self
+        }
+    }
+
+    /// Bytes that it takes in memory.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let texts = |map: &BTreeMap<String, String>| -> usize {
+            map.iter().map(|(key, value)| 2 * size_of::<String>() + key.len() + value.len()).sum()
+        };
+        let managers: usize =
+            self.field_managers.iter().map(|manager| size_of::<FieldManager>() + manager.name.len()).sum();
+        let key = self.key.namespace.as_str().len() + self.key.name.as_str().len();
+        let controller = self.controller.as_ref().map_or(0, String::len);
+        let own = size_of::<Self>()
+            + controller
+            + key
+            + self.uid.len()
+            + self.resource_version.len()
+            + self.selector.len();
+        own + texts(&self.labels) + texts(&self.annotations) + managers + self.template.heap()
+    }
+}
+
+impl<T> DaemonSet<T> {
     /// The DaemonSet's own change-cause, which speaks of the newest change that somebody
     /// described and stays as it is when a rollback is made.
     #[must_use]
@@ -119,5 +196,33 @@ impl DaemonSet {
         self.field_managers.iter().find(|manager| {
             manager.owns_template == Some(true) && manager.name != FIELD_MANAGER && manager.time >= ours.time
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::fixtures::daemonset;
+
+    #[test]
+    fn a_watched_daemonset_keeps_the_annotations_that_are_looked_at_and_no_manifest() {
+        let mut live = daemonset("a");
+        let manifest = "x".repeat(200_000);
+        for (key, value) in [
+            (CHANGE_CAUSE, "because"),
+            (ROLLBACK, "id"),
+            (LAST_APPLIED, &manifest),
+            ("objectset.rio.cattle.io/applied", &manifest),
+            ("objectset.rio.cattle.io/owner-name", "bundle"),
+            ("example.org/notes", &manifest),
+        ] {
+            live.annotations.insert(key.into(), value.into());
+        }
+        let watched = live.clone().watched();
+        assert!(watched.size() < 2_000, "{}", watched.size());
+        assert_eq!(watched.managed_by(), live.managed_by());
+        let said = (watched.change_cause(), watched.rollback_id());
+        assert_eq!(said, (Some("because"), Some("id")));
+        assert!(!watched.annotations.contains_key("example.org/notes"));
     }
 }

@@ -8,9 +8,9 @@ use std::fmt::Write;
 use super::{
     describe,
     key::{Key, Name},
-    revision::{History, Revision, RevisionRef},
+    revision::{History, RevisionNumber, RevisionRef},
     rollback::{Mode, OnWarning, Precondition, RollbackRequest, Target},
-    template::Template,
+    template::{Template, TemplateSummary},
     text::escape,
 };
 
@@ -18,7 +18,7 @@ use super::{
 ///
 /// Where two ControllerRevisions have one number, both are shown; kubectl hides one of them.
 #[must_use]
-pub fn history(name: &Name, history: &History) -> String {
+pub fn history<T: AsRef<TemplateSummary>>(name: &Name, history: &History<T>) -> String {
     if history.revisions().is_empty() {
         return format!("daemonset.apps/{name} \nNo rollout history found.\n");
     }
@@ -39,12 +39,8 @@ pub fn history(name: &Name, history: &History) -> String {
 
 /// `kubectl rollout history daemonset/NAME --revision=N`.
 #[must_use]
-pub fn revision(name: &Name, revision: &Revision, template: &Template) -> String {
-    format!(
-        "daemonset.apps/{name} with revision #{}\n{}",
-        revision.number,
-        describe::pod_template(&template.value())
-    )
+pub fn revision(name: &Name, number: RevisionNumber, template: &Template) -> String {
+    format!("daemonset.apps/{name} with revision #{number}\n{}", describe::pod_template(&template.value()))
 }
 
 /// How `kubectl rollout undo` ended.

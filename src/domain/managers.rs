@@ -94,7 +94,32 @@ impl FieldManager {
     }
 }
 
-impl DaemonSet {
+/// Prefix of the labels and annotations of Rancher.
+const RANCHER: &str = "objectset.rio.cattle.io/";
+
+/// How much of an annotation is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looked {
+    Whole,
+    /// That it is there: its value may be a whole manifest.
+    Presence,
+    Nothing,
+}
+
+/// How much [`DaemonSet::managed_by`] looks at of an annotation.
+pub(super) fn looked_at(annotation: &str) -> Looked {
+    match annotation {
+        "argocd.argoproj.io/tracking-id" | "meta.helm.sh/release-name" => Looked::Whole,
+        LAST_APPLIED => Looked::Presence,
+        other => match other.strip_prefix(RANCHER) {
+            Some("owner-name" | "id") => Looked::Whole,
+            Some(_) => Looked::Presence,
+            None => Looked::Nothing,
+        },
+    }
+}
+
+impl<T> DaemonSet<T> {
     /// The tools that keep this DaemonSet's manifest, each source once, the most decisive first: a tool that acts
     /// without being asked comes before one that somebody runs.
     ///
@@ -150,12 +175,11 @@ impl DaemonSet {
     }
 
     fn rancher(&self) -> Option<ManagedBy> {
-        const PREFIX: &str = "objectset.rio.cattle.io/";
         let mut keys = self.labels.keys().chain(self.annotations.keys());
-        if !keys.any(|key| key.starts_with(PREFIX)) {
+        if !keys.any(|key| key.starts_with(RANCHER)) {
             return None;
         }
-        let value = |key| self.annotations.get(&format!("{PREFIX}{key}"));
+        let value = |key| self.annotations.get(&format!("{RANCHER}{key}"));
         Some(ManagedBy::of(Tool::Rancher, value("owner-name").or_else(|| value("id")), None))
     }
 

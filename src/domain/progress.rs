@@ -78,14 +78,14 @@ impl Left {
 impl ProgressTracker {
     /// Starts the clock.
     #[must_use]
-    pub fn new(daemonset: &DaemonSet, now: Timestamp) -> Self {
+    pub fn new<T>(daemonset: &DaemonSet<T>, now: Timestamp) -> Self {
         let counts = observed(daemonset);
         let least = counts.as_ref().map(Left::of).unwrap_or_default();
         Self { generation: daemonset.generation, counts, least, moved_at: now, steps: 0 }
     }
 
     /// Takes the next state of the same DaemonSet.
-    pub fn observe(&mut self, daemonset: &DaemonSet, now: Timestamp) {
+    pub fn observe<T>(&mut self, daemonset: &DaemonSet<T>, now: Timestamp) {
         if daemonset.generation != self.generation || progress(daemonset) == Phase::Complete {
             *self = Self { steps: self.steps + 1, ..Self::new(daemonset, now) };
             return;
@@ -140,7 +140,7 @@ impl ProgressTracker {
 }
 
 /// The counts, if they speak of the newest generation.
-fn observed(daemonset: &DaemonSet) -> Option<Counts> {
+fn observed<T>(daemonset: &DaemonSet<T>) -> Option<Counts> {
     (daemonset.generation <= daemonset.status.observed_generation).then_some(daemonset.status)
 }
 

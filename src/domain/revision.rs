@@ -9,7 +9,7 @@ use super::{
     daemonset::DaemonSet,
     key::Name,
     revision_data::DataDigest,
-    template::{NotRestorable, Template},
+    template::{NotRestorable, Template, TemplateSummary},
 };
 
 /// The number of a revision. It is not a name: rolling back to 1 of 1, 2 makes it 3, and 1 is gone.
@@ -26,9 +26,10 @@ impl fmt::Display for RevisionNumber {
     }
 }
 
-/// One ControllerRevision, of whatever owner.
+/// One ControllerRevision, of whatever owner. `T` is what is held of its template: the whole, or its
+/// [`TemplateSummary`].
 #[derive(Clone, Debug)]
-pub struct Revision {
+pub struct Revision<T = Template> {
     pub number: RevisionNumber,
     /// Name of the ControllerRevision, which stays when the number changes.
     pub controller_revision: String,
@@ -49,7 +50,7 @@ pub struct Revision {
     /// The annotation of client-side apply, copied when the revision was new. Only a fresh read has it.
     pub last_applied: Option<Arc<str>>,
     /// The template that it holds, or why it can't be rolled back to.
-    pub template: Result<Template, NotRestorable>,
+    pub template: Result<T, NotRestorable>,
     /// What tells its bytes from another revision's; `None` without `data`.
     pub data: Option<DataDigest>,
 }
@@ -74,9 +75,15 @@ pub enum InvalidRevision {
 
 /// The revisions of one DaemonSet, ascending by number, equal numbers by name.
 #[derive(Clone, Debug)]
-pub struct History {
-    revisions: Vec<Revision>,
+pub struct History<T = Template> {
+    revisions: Vec<Arc<Revision<T>>>,
     current: Option<usize>,
+}
+
+impl<T> Default for History<T> {
+    fn default() -> Self {
+        Self { revisions: Vec::new(), current: None }
+    }
 }
 
 /// Why no single revision answers to a [`RevisionRef`].
@@ -136,39 +143,83 @@ impl fmt::Display for RevisionRef {
     }
 }
 
-impl History {
+impl Revision {
+    /// The same without the whole of its template.
+    #[must_use]
+    pub fn summary(self) -> Revision<TemplateSummary> {
+        Revision {
+            number: self.number,
+            controller_revision: self.controller_revision,
+            uid: self.uid,
+            owner: self.owner,
+            owner_name: self.owner_name,
+            hash: self.hash,
+            change_cause: self.change_cause,
+            created_at: self.created_at,
+            rollback: self.rollback,
+            last_applied: None,
+            template: self.template.map(|template| template.summary().clone()),
+            data: self.data,
+        }
+    }
+}
+
+impl Revision<TemplateSummary> {
+    /// Bytes that it takes in memory.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let optional = [&self.owner, &self.owner_name, &self.hash, &self.change_cause, &self.rollback];
+        let texts: usize = optional.into_iter().flatten().map(String::len).sum();
+        let template = match &self.template {
+            Ok(template) => template.heap(),
+            Err(NotRestorable::ForeignKey { path } | NotRestorable::Directive { path }) => path.len(),
+            Err(NotRestorable::Unreadable | NotRestorable::NotAnObject)
+            | Err(NotRestorable::NoTemplate | NotRestorable::NotReplacing) => 0,
+        };
+        size_of::<Self>() + self.controller_revision.len() + self.uid.len() + texts + template
+    }
+}
+
+impl<T: AsRef<TemplateSummary>> History<T> {
     /// Picks a DaemonSet's own revisions from ControllerRevisions whose labels match its selector.
     ///
     /// The rule of kubectl's `controlledHistory`: only what the DaemonSet's uid controls. An orphan
     /// is listed once the controller has adopted it.
     #[must_use]
-    pub fn of(daemonset: &DaemonSet, candidates: impl IntoIterator<Item = Revision>) -> Self {
-        let mut revisions: Vec<Revision> = candidates
+    pub fn of<D, R>(daemonset: &DaemonSet<D>, candidates: impl IntoIterator<Item = R>) -> Self
+    where
+        D: AsRef<TemplateSummary>,
+        R: Into<Arc<Revision<T>>>,
+    {
+        let mut revisions: Vec<Arc<Revision<T>>> = candidates
             .into_iter()
+            .map(Into::into)
             .filter(|revision| revision.owner.as_ref() == Some(&daemonset.uid))
             .collect();
         revisions.sort_by(|a, b| (a.number, &a.controller_revision).cmp(&(b.number, &b.controller_revision)));
         // Of several equal ones the controller keeps the highest number (`dedupCurHistories`).
-        let current =
-            revisions.iter().rposition(|revision| revision.template.as_ref() == Ok(&daemonset.template));
+        let live = daemonset.template.as_ref();
+        let current = revisions
+            .iter()
+            .rposition(|revision| revision.template.as_ref().is_ok_and(|it| it.as_ref() == live));
         Self { revisions, current }
     }
 
     /// All revisions, ascending.
     #[must_use]
-    pub fn revisions(&self) -> &[Revision] {
+    pub fn revisions(&self) -> &[Arc<Revision<T>>] {
         &self.revisions
     }
 
     /// The revision that equals the live template; `None` while the controller has not recorded it.
     #[must_use]
-    pub fn current(&self) -> Option<&Revision> {
-        self.current.map(|index| &self.revisions[index])
+    pub fn current(&self) -> Option<&Revision<T>> {
+        self.current.map(|index| self.revisions[index].as_ref())
     }
 
     /// Whether this is the revision that equals the live template.
     #[must_use]
-    pub fn is_current(&self, revision: &Revision) -> bool {
+    pub fn is_current(&self, revision: &Revision<T>) -> bool {
         self.current().is_some_and(|current| current.controller_revision == revision.controller_revision)
     }
 
@@ -176,7 +227,7 @@ impl History {
     /// a spec, its template is recorded under the highest number. The two are watched apart, and either
     /// watch may be ahead.
     #[must_use]
-    pub fn agrees_with(&self, daemonset: &DaemonSet) -> bool {
+    pub fn agrees_with<D>(&self, daemonset: &DaemonSet<D>) -> bool {
         let acted = daemonset.status.observed_generation >= daemonset.generation && !daemonset.being_deleted;
         !acted || self.current.is_some_and(|index| index + 1 == self.revisions.len())
     }
@@ -184,8 +235,8 @@ impl History {
     /// Revisions that are one to the controller, because their bytes are the same: each group has at least
     /// two, in the order of the history.
     #[must_use]
-    pub fn duplicates(&self) -> Vec<Vec<&Revision>> {
-        let mut groups: BTreeMap<DataDigest, Vec<&Revision>> = BTreeMap::new();
+    pub fn duplicates(&self) -> Vec<Vec<&Revision<T>>> {
+        let mut groups: BTreeMap<DataDigest, Vec<&Revision<T>>> = BTreeMap::new();
         for revision in &self.revisions {
             if let Some(data) = revision.data {
                 groups.entry(data).or_default().push(revision);
@@ -198,16 +249,16 @@ impl History {
     ///
     /// # Errors
     /// When none or more than one answers to it.
-    pub fn find(&self, wanted: &RevisionRef) -> Result<&Revision, NoSuchRevision> {
-        let answers = |revision: &&Revision| match wanted {
+    pub fn find(&self, wanted: &RevisionRef) -> Result<&Revision<T>, NoSuchRevision> {
+        let answers = |revision: &&Arc<Revision<T>>| match wanted {
             RevisionRef::Number(number) => revision.number == *number,
             RevisionRef::ControllerRevision(name) => revision.controller_revision == *name,
         };
-        let found: Vec<&Revision> = self.revisions.iter().filter(answers).collect();
-        match found.as_slice() {
+        let found: Vec<&Arc<Revision<T>>> = self.revisions.iter().filter(answers).collect();
+        match *found.as_slice() {
             [] => Err(NoSuchRevision::Unknown),
             [one] => Ok(one),
-            several => Err(NoSuchRevision::Ambiguous(
+            ref several => Err(NoSuchRevision::Ambiguous(
                 several.iter().map(|revision| revision.controller_revision.clone()).collect(),
             )),
         }
@@ -237,7 +288,7 @@ mod tests {
         let mut live = daemonset("a");
         let lagging = History::of(&live, [revision(1, "a"), revision(2, "b")]);
         assert!(!lagging.agrees_with(&live));
-        assert!(!History::of(&live, []).agrees_with(&live));
+        assert!(!History::of(&live, [] as [Revision; 0]).agrees_with(&live));
         assert!(History::of(&live, [revision(2, "b"), revision(3, "a")]).agrees_with(&live));
         live.generation = 2;
         assert!(lagging.agrees_with(&live));

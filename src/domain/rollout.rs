@@ -35,7 +35,7 @@ pub struct Rollout {
 impl Rollout {
     /// Reads the rollout off a DaemonSet's status.
     #[must_use]
-    pub fn of(daemonset: &DaemonSet) -> Self {
+    pub fn of<T>(daemonset: &DaemonSet<T>) -> Self {
         let counts = &daemonset.status;
         let name = daemonset.key.name.as_str();
         let progress = progress(daemonset);
@@ -67,7 +67,7 @@ impl Rollout {
 }
 
 /// What kubectl looks at, in its order; it knows nothing of a deletion.
-pub(super) fn progress(daemonset: &DaemonSet) -> Phase {
+pub(super) fn progress<T>(daemonset: &DaemonSet<T>) -> Phase {
     let counts = &daemonset.status;
     if daemonset.generation > counts.observed_generation {
         Phase::Pending

@@ -16,6 +16,12 @@ use sha2::{Digest, Sha256};
 #[derive(Clone, Debug)]
 pub struct Template {
     canonical: Arc<str>,
+    summary: TemplateSummary,
+}
+
+/// What is kept of a [`Template`] where there is no room for the whole of it.
+#[derive(Clone, Debug)]
+pub struct TemplateSummary {
     fingerprint: Fingerprint,
     images: Arc<[ContainerImage]>,
 }
@@ -78,9 +84,16 @@ impl Template {
         }
         canonicalize(&mut template);
         let canonical = template.to_string();
-        let fingerprint = Fingerprint(Sha256::digest(canonical.as_bytes()).into());
+        let fingerprint = Fingerprint::of(&canonical);
         let images = images(&template).into();
-        Self { canonical: canonical.into(), fingerprint, images }
+        Self { canonical: canonical.into(), summary: TemplateSummary { fingerprint, images } }
+    }
+
+    /// Takes the canonical form back, under the summary that it had. `None` if it is that of another template.
+    #[must_use]
+    pub fn restored(canonical: &str, summary: &TemplateSummary) -> Option<Self> {
+        let same = Fingerprint::of(canonical) == summary.fingerprint;
+        same.then(|| Self { canonical: canonical.into(), summary: summary.clone() })
     }
 
     /// Takes the `data` of a ControllerRevision, which is untrusted.
@@ -129,7 +142,33 @@ impl Template {
         value
     }
 
+    /// The canonical form as text.
+    #[must_use]
+    pub fn canonical(&self) -> &str {
+        &self.canonical
+    }
+
+    /// What is kept of it where there is no room for the whole.
+    #[must_use]
+    pub fn summary(&self) -> &TemplateSummary {
+        &self.summary
+    }
+
     /// Digest of the canonical form.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.summary.fingerprint
+    }
+
+    /// Images of all containers, init containers first, in the template's order.
+    #[must_use]
+    pub fn images(&self) -> &[ContainerImage] {
+        &self.summary.images
+    }
+}
+
+impl TemplateSummary {
+    /// Digest of the template's canonical form.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
@@ -140,15 +179,55 @@ impl Template {
     pub fn images(&self) -> &[ContainerImage] {
         &self.images
     }
+
+    /// The same template without the names of its containers and images.
+    #[must_use]
+    pub fn without_images(&self) -> Self {
+        Self { fingerprint: self.fingerprint, images: Arc::default() }
+    }
+
+    /// Bytes that it holds beside itself.
+    #[must_use]
+    pub fn heap(&self) -> usize {
+        let of =
+            |image: &ContainerImage| size_of::<ContainerImage>() + image.container.len() + image.image.len();
+        self.images.iter().map(of).sum()
+    }
+}
+
+impl AsRef<TemplateSummary> for Template {
+    fn as_ref(&self) -> &TemplateSummary {
+        &self.summary
+    }
+}
+
+impl AsRef<TemplateSummary> for TemplateSummary {
+    fn as_ref(&self) -> &TemplateSummary {
+        self
+    }
 }
 
 impl PartialEq for Template {
+    fn eq(&self, other: &Self) -> bool {
+        self.summary == other.summary
+    }
+}
+
+impl Eq for Template {}
+
+impl PartialEq for TemplateSummary {
     fn eq(&self, other: &Self) -> bool {
         self.fingerprint == other.fingerprint
     }
 }
 
-impl Eq for Template {}
+impl Eq for TemplateSummary {}
+
+impl Fingerprint {
+    fn of(canonical: &str) -> Self {
+        Self(Sha256::digest(canonical.as_bytes()).into())
+    }
+}
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::problem::{Kind, Problem};
 use crate::domain::{
-    daemonset::DaemonSet,
+    daemonset::WatchedDaemonSet,
     rollback::{Precondition, Version},
 };
 
@@ -20,7 +20,7 @@ pub fn etag(uid: &str, generation: i64, representation: &[u8]) -> String {
 }
 
 /// Answers with JSON and an entity tag; with 304 if the caller has it already (`If-None-Match`).
-pub fn json(request: &HeaderMap, daemonset: &DaemonSet, view: &impl Serialize) -> Response {
+pub fn json(request: &HeaderMap, daemonset: &WatchedDaemonSet, view: &impl Serialize) -> Response {
     let body = serde_json::to_vec(view).expect("a view has string keys");
     let tag = etag(&daemonset.uid, daemonset.generation, &body);
     let known = known(request, &tag);

@@ -36,11 +36,10 @@ use crate::{
     auth::{Authority, Caller},
     domain::{
         access::Access,
-        daemonset::DaemonSet,
+        daemonset::WatchedDaemonSet,
         key::{Key, Namespace},
-        revision::History,
     },
-    kubernetes::{Cache, ClusterError, Live, liveness::Health},
+    kubernetes::{Cache, ClusterError, Live, Reader, liveness::Health, watch::KnownHistory},
     rollbacks::Rollbacks,
     telemetry::Metrics,
 };
@@ -67,6 +66,7 @@ pub struct App {
 pub struct Parts {
     pub live: Live,
     pub cache: Arc<Cache>,
+    pub reader: Reader,
     pub health: Arc<Health>,
     pub store: Store,
     pub rollbacks: Rollbacks,
@@ -205,29 +205,20 @@ impl App {
         }
     }
 
-    /// One DaemonSet: from the watch, or, if the watch does not show it, asked for once before the
-    /// answer is 404 (`kubectl apply` and `curl` right after it).
-    async fn daemonset(&self, key: &Key) -> Result<Arc<DaemonSet>, Problem> {
-        if let Some(daemonset) = self.cache.daemonset(key) {
-            return Ok(daemonset);
-        }
-        self.live.daemonset(key).await.map_err(|error| match error {
+    /// One DaemonSet.
+    async fn daemonset(&self, caller: &Caller, key: &Key) -> Result<Arc<WatchedDaemonSet>, Problem> {
+        self.reader.daemonset(caller.asker(), key).await.map_err(|error| match error {
             ClusterError::NotFound => Problem::no_daemonset(key),
             error => error.into(),
         })
     }
 
-    /// The revisions of a DaemonSet: from the watch, or, if that is behind what is known of the DaemonSet,
-    /// asked for.
-    async fn history(&self, daemonset: &DaemonSet) -> Result<History, Problem> {
-        let cached = self.cache.history(daemonset);
-        if cached.agrees_with(daemonset) {
-            return Ok(cached);
-        }
-        match self.live.history(daemonset).await {
-            // What the watches last showed, and the answer says for how long that is.
-            Err(ClusterError::Unavailable { .. } | ClusterError::Busy { .. }) => Ok(cached),
-            read => Ok(read?),
-        }
+    /// The revisions of a DaemonSet.
+    async fn history(
+        &self,
+        caller: &Caller,
+        daemonset: &WatchedDaemonSet,
+    ) -> Result<Arc<KnownHistory>, Problem> {
+        Ok(self.reader.history(caller.asker(), daemonset).await?)
     }
 }

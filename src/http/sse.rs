@@ -25,7 +25,9 @@ use super::{
 };
 use crate::{
     auth::Caller,
-    domain::{access::Access, daemonset::DaemonSet, key::Key, rollback::Rollback, template::Fingerprint},
+    domain::{
+        access::Access, daemonset::WatchedDaemonSet, key::Key, rollback::Rollback, template::Fingerprint,
+    },
     kubernetes::{Frame, FrameEvent, rollouts::Listener},
 };
 
@@ -44,7 +46,7 @@ impl Pinned {
     /// Whether a DaemonSet has gone on to another template. A new generation with the same template,
     /// such as another `maxUnavailable`, is not that.
     #[must_use]
-    pub fn is_superseded_by(&mut self, daemonset: &DaemonSet) -> bool {
+    pub fn is_superseded_by(&mut self, daemonset: &WatchedDaemonSet) -> bool {
         let template = daemonset.template.fingerprint();
         if daemonset.generation == self.generation {
             self.template = Some(template);
@@ -62,7 +64,7 @@ pub struct StaleEvent {
 
 /// Whether `Last-Event-ID` names the final event of this generation of this DaemonSet.
 #[must_use]
-pub fn has_ended(headers: &HeaderMap, daemonset: &DaemonSet) -> bool {
+pub fn has_ended(headers: &HeaderMap, daemonset: &WatchedDaemonSet) -> bool {
     let expected = [daemonset.uid.as_str(), &daemonset.generation.to_string()];
     let parts: Vec<&str> = last_event_id(headers).unwrap_or_default().split('.').collect();
     matches!(parts.as_slice(), [uid, generation, _seq, "complete" | "deleted" | "superseded"] if [*uid, *generation] == expected)
@@ -120,7 +122,7 @@ pub fn rollout(
     let end = end(app.clone(), caller, Some(right));
     let events = async_stream::stream! {
         let _open = permit;
-        let latest = || app.cache.rollouts().latest(&key);
+        let latest = || app.cache.index().latest(&key);
         let told = told(listener, pinned, latest, app.health.stale(), app.limits.heartbeat);
         futures_util::pin_mut!(told);
         while let Some(bytes) = told.next().await {
@@ -282,52 +284,56 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::{domain::fixtures, kubernetes::Rollouts};
+    use crate::{
+        domain::fixtures,
+        kubernetes::{Index, watch::Budgets},
+    };
 
     fn now() -> Timestamp {
         Timestamp::from_second(1_000_000).unwrap()
     }
 
     /// The DaemonSet `u1`, with so many of three pods updated.
-    fn updated(count: i32) -> DaemonSet {
-        let mut daemonset = fixtures::daemonset("a");
+    fn updated(count: i32) -> WatchedDaemonSet {
+        let mut daemonset = fixtures::daemonset("a").watched();
         daemonset.status.updated_number_scheduled = count;
         daemonset
     }
 
-    fn of_uid(uid: &str, mut daemonset: DaemonSet) -> DaemonSet {
+    fn of_uid(uid: &str, mut daemonset: WatchedDaemonSet) -> WatchedDaemonSet {
         daemonset.uid = uid.into();
         daemonset
     }
 
     /// A cluster of one DaemonSet, and a listener that reads only when it is asked to.
     struct Slow {
-        rollouts: Arc<Rollouts>,
+        index: Arc<Index>,
         stale: watch::Sender<bool>,
         stream: std::pin::Pin<Box<dyn Stream<Item = Bytes>>>,
     }
 
     impl Slow {
-        fn listening(first: DaemonSet, pinned: Option<i64>) -> Self {
-            let rollouts = Arc::new(Rollouts::new(Duration::from_secs(600)));
+        fn listening(first: WatchedDaemonSet, pinned: Option<i64>) -> Self {
+            let budgets = Budgets { index: usize::MAX / 2, templates: 0 };
+            let index = Arc::new(Index::new(Duration::from_secs(600), budgets));
             let key = first.key.clone();
-            rollouts.apply(Arc::new(first), now());
+            index.apply_daemonset(first, 1, now());
             let (stale, told_stale) = watch::channel(false);
-            let pinned = pinned
-                .map(|generation| Pinned { generation, template: rollouts.template_at(&key, generation) });
-            let listener = rollouts.listen(&key);
-            let source = rollouts.clone();
+            let pinned =
+                pinned.map(|generation| Pinned { generation, template: index.template_at(&key, generation) });
+            let listener = index.listen(&key);
+            let source = index.clone();
             let latest = move || source.latest(&key);
             let stream = told(listener, pinned, latest, told_stale, Duration::from_secs(3600));
-            Self { rollouts, stale, stream: Box::pin(stream) }
+            Self { index, stale, stream: Box::pin(stream) }
         }
 
-        fn shows(&self, daemonset: DaemonSet) {
-            self.rollouts.apply(Arc::new(daemonset), now());
+        fn shows(&self, daemonset: WatchedDaemonSet) {
+            self.index.apply_daemonset(daemonset, 1, now());
         }
 
         fn deletes(&self) {
-            self.rollouts.delete(&updated(1).key, now());
+            self.index.delete_daemonset(&updated(1).key, now());
         }
 
         /// Name, updated pods, uid and message of each event that there is to read now, and whether the
@@ -429,7 +435,7 @@ mod tests {
         let mut next = updated(1);
         for (generation, image) in [(2, "a"), (3, "b")] {
             next.generation = generation;
-            next.template = fixtures::template(image);
+            next.template = fixtures::template(image).summary().clone();
             pinned.shows(next.clone());
             free.shows(next.clone());
         }
@@ -441,7 +447,7 @@ mod tests {
 
     #[test]
     fn only_the_final_event_of_this_generation_is_the_end() {
-        let live = fixtures::daemonset("a");
+        let live = fixtures::daemonset("a").watched();
         let ended = |id: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("last-event-id", HeaderValue::from_str(id).unwrap());

@@ -9,7 +9,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::objects::ObservedRevision;
+use super::watch::KnownRevision;
 use crate::domain::template::Fingerprint;
 
 /// Pairs that are remembered. There are none in a healthy cluster.
@@ -38,8 +38,7 @@ impl Duplicates {
     }
 
     /// The watch shows a revision beside another one of the same owner.
-    pub(super) fn shown(&self, observed: &ObservedRevision, beside: &ObservedRevision, now: Timestamp) {
-        let (new, old) = (&observed.revision, &beside.revision);
+    pub(super) fn shown(&self, new: &KnownRevision, old: &KnownRevision, now: Timestamp) {
         let (Some(owner), Ok(template)) = (&new.owner, &new.template) else { return };
         let mut uids = [new.uid.clone(), old.uid.clone()];
         uids.sort_unstable();
@@ -69,8 +68,7 @@ impl Duplicates {
 }
 
 /// Whether two revisions are one to the controller.
-pub(super) fn are_duplicates(one: &ObservedRevision, other: &ObservedRevision) -> bool {
-    let (one, other) = (&one.revision, &other.revision);
+pub(super) fn are_duplicates(one: &KnownRevision, other: &KnownRevision) -> bool {
     one.uid != other.uid
         && one.owner.is_some()
         && one.owner == other.owner
@@ -87,9 +85,9 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn observed(number: i64, image: &str) -> ObservedRevision {
+    fn observed(number: i64, image: &str) -> KnownRevision {
         let data = revision(1, image).data;
-        ObservedRevision::fixture("default", Revision { data, ..revision(number, image) })
+        Revision { data, ..revision(number, image) }.summary()
     }
 
     #[test]
@@ -98,17 +96,17 @@ mod tests {
         assert!(are_duplicates(&one, &copy) && !are_duplicates(&one, &one));
         assert!(!are_duplicates(&one, &observed(2, "b")));
         let mut orphan = copy.clone();
-        orphan.revision.owner = None;
+        orphan.owner = None;
         assert!(!are_duplicates(&one, &orphan));
         let mut without = (one.clone(), copy);
-        (without.0.revision.data, without.1.revision.data) = (None, None);
+        (without.0.data, without.1.data) = (None, None);
         assert!(!are_duplicates(&without.0, &without.1));
     }
 
     #[test]
     fn a_pair_is_remembered_with_the_time_at_which_it_was_first_shown() {
         let (one, copy) = (observed(1, "a"), observed(2, "a"));
-        let template = one.revision.template.as_ref().unwrap().fingerprint();
+        let template = one.template.as_ref().unwrap().fingerprint();
         let duplicates = Duplicates::default();
         duplicates.shown(&copy, &one, at(10));
         duplicates.shown(&one, &copy, at(20));

@@ -37,6 +37,12 @@ pub enum ClusterError {
     /// The API server is busy; the request was not carried out. Try later.
     #[error("the Kubernetes API server is busy")]
     Busy { retry_after: Option<Duration> },
+    /// Too many reads of the same caller wait for the API server. Try later.
+    #[error("too many requests of yours wait for the Kubernetes API server")]
+    TooManyReads,
+    /// What was asked for is there, and larger than rollbackd reads. Nothing to retry.
+    #[error("{what} are too large to be read")]
+    TooLarge { what: &'static str },
     /// The API server did not answer, or not sensibly.
     #[error("the Kubernetes API server {problem}")]
     Unavailable { problem: &'static str, delivery: Delivery, retry_after: Option<Duration> },

@@ -13,32 +13,55 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    ClusterError, Delivery, Grant,
-    cache::selected,
+    ClusterError, Delivery, Grant, list,
     liveness::Liveness,
-    objects::{FreshDaemonSet, FreshRevision, ObservedDaemonSet},
+    objects::{FreshDaemonSet, FreshRevision, ObservedDaemonSet, ObservedRevision},
+    selector::LabelSelector,
     transport::{Transport, Warnings},
+    watch::{KnownHistory, KnownRevision},
 };
 use crate::domain::{
     bookkeeping::ManagedFields,
     daemonset::{DaemonSet, FIELD_MANAGER, LAST_APPLIED, ROLLBACK},
     key::Key,
-    revision::History,
+    revision::{History, Revision},
     revision_data::DataDigest,
-    template::Template,
+    template::{Template, TemplateSummary},
 };
 
 /// Annotation that settling a lost patch may leave on a DaemonSet.
 const SETTLED: &str = "rollbackd.dev/settled";
 /// The API server has forgotten a version.
 const GONE: u16 = 410;
+/// Revisions on a page of a list.
+const PAGE: u32 = 100;
+/// Bytes of the summaries of all revisions of one DaemonSet, beyond which they are not read. Ten take about 7 KiB.
+const LARGEST_KNOWN_HISTORY: usize = 8 * 1024 * 1024;
+/// Bytes of the templates of all revisions of one DaemonSet, of which any number of rollbacks may hold as many at a
+/// time.
+const SMALL_HISTORY: usize = 1024 * 1024;
+/// The same, of which [`LARGE_HISTORIES`] may, and beyond which no rollback is made.
+const LARGEST_HISTORY: usize = 24 * 1024 * 1024;
+const LARGE_HISTORIES: usize = 2;
+/// For others to be done with theirs.
+const ROOM: Duration = Duration::from_secs(10);
 
 /// Direct access to the API server. Each call has a deadline and is sent once.
 #[derive(Clone)]
 pub struct Live {
     client: kube::Client,
+    large_histories: Arc<Semaphore>,
+}
+
+/// The revisions of a DaemonSet with the whole of their templates, read for a rollback.
+#[derive(Debug)]
+pub struct FreshHistory {
+    pub history: History,
+    /// While it is held, so many others wait.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 /// What a rollback writes: the template, and the id that proves it.
@@ -82,7 +105,8 @@ impl Live {
     /// ([`Live::client`]).
     #[must_use]
     pub fn new(client: kube::Client, liveness: Arc<Liveness>, deadline: Duration) -> Self {
-        Self { client: Transport::around(client, liveness, deadline) }
+        let large_histories = Arc::new(Semaphore::new(LARGE_HISTORIES));
+        Self { client: Transport::around(client, liveness, deadline), large_histories }
     }
 
     /// The client with the deadline.
@@ -112,15 +136,110 @@ impl Live {
         Ok(api.get(key.name.as_str()).await?)
     }
 
-    /// Reads the revisions of a DaemonSet, as `kubectl rollout history` does.
+    /// Reads the revisions of a DaemonSet, as `kubectl rollout history` does, to roll back to one of them.
     ///
     /// # Errors
-    /// What kept the API server from answering.
-    pub async fn history(&self, daemonset: &DaemonSet) -> Result<History, ClusterError> {
-        let api: Api<FreshRevision> = Api::namespaced(self.client.clone(), daemonset.key.namespace.as_str());
-        let list = api.list(&ListParams::default().labels(&daemonset.selector)).await?;
-        let observed = list.items.into_iter().map(|fresh| fresh.observed);
-        Ok(History::of(daemonset, selected(daemonset, observed)))
+    /// [`ClusterError::TooLarge`], and what kept the API server from answering.
+    pub async fn history(&self, daemonset: &DaemonSet) -> Result<FreshHistory, ClusterError> {
+        match self.read_history(daemonset, SMALL_HISTORY).await {
+            Err(ClusterError::TooLarge { .. }) => {}
+            read => return Ok(FreshHistory { history: read?, _room: None }),
+        }
+        let room = tokio::time::timeout(ROOM, self.large_histories.clone().acquire_owned()).await;
+        let busy = ClusterError::Busy { retry_after: None };
+        let room = room.ok().and_then(Result::ok).ok_or(busy)?;
+        let history = self.read_history(daemonset, LARGEST_HISTORY).await?;
+        Ok(FreshHistory { history, _room: Some(room) })
+    }
+
+    async fn read_history(&self, daemonset: &DaemonSet, largest: usize) -> Result<History, ClusterError> {
+        let (mut revisions, mut size): (Vec<Revision>, usize) = (Vec::new(), 0);
+        self.each_revision_of(daemonset, |FreshRevision { observed }| {
+            let revision = observed.revision;
+            let last_applied = revision.last_applied.as_ref().map_or(0, |text| text.len());
+            size +=
+                last_applied + revision.template.as_ref().map_or(0, |template| template.canonical().len());
+            if size <= largest {
+                revisions.push(revision);
+            }
+        })
+        .await?;
+        if size <= largest { Ok(History::of(daemonset, revisions)) } else { Err(too_large()) }
+    }
+
+    /// Reads the revisions of a DaemonSet without the whole of their templates.
+    ///
+    /// # Errors
+    /// [`ClusterError::TooLarge`], and what kept the API server from answering.
+    pub async fn known_history<T: AsRef<TemplateSummary>>(
+        &self,
+        daemonset: &DaemonSet<T>,
+    ) -> Result<KnownHistory, ClusterError> {
+        let (mut revisions, mut size): (Vec<KnownRevision>, usize) = (Vec::new(), 0);
+        self.each_revision_of(daemonset, |observed: ObservedRevision| {
+            let revision = observed.revision.summary();
+            size += revision.size();
+            if size <= LARGEST_KNOWN_HISTORY {
+                revisions.push(revision);
+            }
+        })
+        .await?;
+        if size <= LARGEST_KNOWN_HISTORY {
+            Ok(KnownHistory::of(daemonset, revisions))
+        } else {
+            Err(too_large())
+        }
+    }
+
+    /// Reads one ControllerRevision in the namespace of a DaemonSet: by a list, for which rollbackd's account needs no
+    /// further right.
+    ///
+    /// # Errors
+    /// [`ClusterError::NotFound`], and what kept the API server from answering.
+    pub async fn revision(&self, key: &Key, controller_revision: &str) -> Result<Revision, ClusterError> {
+        let mut found = None;
+        let params = ListParams::default().fields(&format!("metadata.name={controller_revision}"));
+        self.each_revision(key, params, |observed: ObservedRevision| found = Some(observed.revision)).await?;
+        found.ok_or(ClusterError::NotFound)
+    }
+
+    /// Hands on the revisions that a DaemonSet controls and selects.
+    async fn each_revision_of<T, R: AsRef<ObservedRevision> + DeserializeOwned>(
+        &self,
+        daemonset: &DaemonSet<T>,
+        mut each: impl FnMut(R),
+    ) -> Result<(), ClusterError> {
+        let selector = LabelSelector::parse(&daemonset.selector).unwrap_or_default();
+        let params = ListParams::default().labels(&daemonset.selector);
+        let is_own = |observed: &ObservedRevision| {
+            observed.revision.owner.as_ref() == Some(&daemonset.uid) && selector.matches(&observed.labels)
+        };
+        self.each_revision(&daemonset.key, params, |read: R| {
+            if is_own(read.as_ref()) {
+                each(read);
+            }
+        })
+        .await
+    }
+
+    /// Lists ControllerRevisions in the namespace of a DaemonSet, one at a time.
+    async fn each_revision<R: DeserializeOwned>(
+        &self,
+        key: &Key,
+        params: ListParams,
+        mut each: impl FnMut(R),
+    ) -> Result<(), ClusterError> {
+        let api: Api<ObservedRevision> = Api::namespaced(self.client.clone(), key.namespace.as_str());
+        let mut params = params.limit(PAGE);
+        loop {
+            let request =
+                ApiRequest::new(api.resource_url()).list(&params).map_err(kube::Error::BuildRequest)?;
+            let page = list::each(&self.client, request, &mut each).await?;
+            params.continue_token = page.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     /// Asks what the first write after a version of a DaemonSet, which has been written to since, made
@@ -293,6 +412,10 @@ impl Live {
         let version: Value = self.client.request(request).await?;
         Ok(version["gitVersion"].as_str().unwrap_or("unknown").to_owned())
     }
+}
+
+fn too_large() -> ClusterError {
+    ClusterError::TooLarge { what: "the revisions of the DaemonSet" }
 }
 
 /// What a patch has made, or would make.

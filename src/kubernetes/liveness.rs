@@ -181,7 +181,11 @@ impl Health {
                 for kind in Kind::ALL {
                     metrics.watch_staleness(kind.plural(), cache.liveness().staleness(kind));
                 }
-                metrics.stalled_rollouts(cache.rollouts().stalled());
+                metrics.stalled_rollouts(cache.index().stalled());
+                let usage = cache.index().usage();
+                metrics.index_bytes(usage.index_bytes, usage.template_bytes);
+                metrics.not_kept(Kind::DaemonSet.plural(), usage.daemonsets_not_kept);
+                metrics.not_kept(Kind::ControllerRevision.plural(), usage.histories_not_kept);
             }
         };
         tokio::join!(probing, telling);

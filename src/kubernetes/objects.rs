@@ -266,6 +266,18 @@ impl OwnedFields {
     }
 }
 
+impl AsRef<ObservedRevision> for ObservedRevision {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+impl AsRef<ObservedRevision> for FreshRevision {
+    fn as_ref(&self) -> &ObservedRevision {
+        &self.observed
+    }
+}
+
 impl ObservedRevision {
     /// Namespace and uid.
     pub fn place(&self) -> Option<(Namespace, &str)> {

@@ -21,7 +21,7 @@ use crate::domain::{
     key::{Key, Namespace},
     revision::Revision,
     rollback::Standing,
-    template::Fingerprint,
+    template::{Fingerprint, TemplateSummary},
 };
 
 /// Templates of one DaemonSet that are remembered; far more than a `revisionHistoryLimit` keeps.
@@ -93,12 +93,16 @@ impl Provenance {
 
     /// How far a revision of a DaemonSet, both read fresh, can be trusted.
     #[must_use]
-    pub fn standing(&self, daemonset: &DaemonSet, revision: &Revision) -> Standing {
+    pub fn standing<T: AsRef<TemplateSummary>>(
+        &self,
+        daemonset: &DaemonSet,
+        revision: &Revision<T>,
+    ) -> Standing {
         let mut seen = self.seen();
         let Seen { daemonsets, revisions, gaps } = &mut *seen;
         let lived = daemonsets.get(&daemonset.key);
         if let (Some(lived), Ok(template)) = (lived, &revision.template)
-            && lived.templates.contains(&template.fingerprint())
+            && lived.templates.contains(&template.as_ref().fingerprint())
         {
             return Standing::Trusted;
         }

@@ -1,13 +1,11 @@
-//! The rollouts of all DaemonSets, as one watch tells them: one [`Frame`] a change, shared by all
-//! who listen.
+//! The rollout of one DaemonSet, as one watch tells it: one [`Frame`] a change, shared by all who listen.
 //!
-//! One task writes ([`Rollouts::apply`], [`Rollouts::delete`], [`Rollouts::tick`]); any number
-//! listen. A listener reads from a ring of [`RING`] frames: who falls behind it skips to the newest
-//! state, and nobody has a queue of his own.
+//! One task writes ([`Topic::apply`], [`Topic::end`], [`Topic::tick`]); any number listen. A listener reads from a
+//! ring of [`RING`] frames: one that falls behind skips to the newest state, and no listener has a queue of its own.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -16,8 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use crate::domain::{
-    daemonset::DaemonSet,
-    key::Key,
+    daemonset::WatchedDaemonSet,
     progress::ProgressTracker,
     rollout::{Phase, Rollout},
     template::Fingerprint,
@@ -34,7 +31,7 @@ pub struct Frame {
     /// Rises by one with each frame of the same DaemonSet, as long as this process lives.
     pub seq: u64,
     pub event: FrameEvent,
-    pub daemonset: Arc<DaemonSet>,
+    pub daemonset: Arc<WatchedDaemonSet>,
     pub rollout: Rollout,
     /// When rollbackd saw it.
     pub observed_at: Timestamp,
@@ -56,15 +53,9 @@ pub enum FrameEvent {
     Deleted,
 }
 
-/// All rollouts.
-#[derive(Debug)]
-pub struct Rollouts {
-    stall_after: Duration,
-    topics: Mutex<HashMap<Key, Topic>>,
-}
-
+/// The rollout of one DaemonSet, or of several of one name after each other, and its listeners.
 #[derive(Debug, Default)]
-struct Topic {
+pub(super) struct Topic {
     tracked: Option<Tracked>,
     ring: Option<broadcast::Sender<Arc<Frame>>>,
     seq: u64,
@@ -88,7 +79,7 @@ pub struct Listener {
 impl Frame {
     fn new(
         seq: u64,
-        daemonset: Arc<DaemonSet>,
+        daemonset: Arc<WatchedDaemonSet>,
         progress: &ProgressTracker,
         now: Timestamp,
         limit: Duration,
@@ -109,7 +100,7 @@ impl Frame {
 
     /// A state read fresh, before the watch has shown the DaemonSet.
     #[must_use]
-    pub fn fresh(daemonset: Arc<DaemonSet>, now: Timestamp) -> Self {
+    pub fn fresh(daemonset: Arc<WatchedDaemonSet>, now: Timestamp) -> Self {
         let progress = ProgressTracker::new(&daemonset, now);
         Self::new(0, daemonset, &progress, now, Duration::MAX)
     }
@@ -150,7 +141,8 @@ impl Topic {
         self.seq
     }
 
-    fn end(&mut self, now: Timestamp) {
+    /// The DaemonSet is gone.
+    pub fn end(&mut self, now: Timestamp) {
         let Some(tracked) = self.tracked.take() else { return };
         let last = tracked.latest;
         let frame = Arc::new(Frame {
@@ -165,28 +157,13 @@ impl Topic {
         });
         self.publish(&frame);
     }
-}
 
-impl Rollouts {
-    /// No rollouts yet; a rollout that does not move for `stall_after` is called stalled.
-    #[must_use]
-    pub fn new(stall_after: Duration) -> Self {
-        Self { stall_after, topics: Mutex::default() }
-    }
-
-    fn topics(&self) -> MutexGuard<'_, HashMap<Key, Topic>> {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The watch shows a DaemonSet.
-    pub fn apply(&self, daemonset: Arc<DaemonSet>, now: Timestamp) {
-        let mut topics = self.topics();
-        let topic = topics.entry(daemonset.key.clone()).or_default();
-        let tracked = topic.tracked.as_ref();
-        if tracked.is_some_and(|tracked| tracked.latest.daemonset.uid != daemonset.uid) {
-            topic.end(now);
+    /// The watch shows the DaemonSet. A rollout that does not move for `stall_after` is stalled.
+    pub fn apply(&mut self, daemonset: Arc<WatchedDaemonSet>, now: Timestamp, stall_after: Duration) {
+        if self.daemonset().is_some_and(|known| known.uid != daemonset.uid) {
+            self.end(now);
         }
-        let (progress, mut generations, previous) = match topic.tracked.take() {
+        let (progress, mut generations, previous) = match self.tracked.take() {
             Some(Tracked { latest, mut progress, generations }) => {
                 progress.observe(&daemonset, now);
                 (progress, generations, Some(latest))
@@ -194,7 +171,7 @@ impl Rollouts {
             None => (ProgressTracker::new(&daemonset, now), VecDeque::new(), None),
         };
         remember(&mut generations, &daemonset);
-        let mut frame = Frame::new(topic.seq + 1, daemonset.clone(), &progress, now, self.stall_after);
+        let mut frame = Frame::new(self.seq + 1, daemonset, &progress, now, stall_after);
         let known = previous.as_ref().is_some_and(|previous| previous.stalled_since.is_some());
         if frame.stalled_since.is_some() && !known {
             frame.event = FrameEvent::Stalled;
@@ -205,97 +182,72 @@ impl Rollouts {
                 Arc::new(Frame { seq: previous.seq, observed_at: previous.observed_at, ..frame })
             }
             _ => {
-                topic.next_seq();
+                self.next_seq();
                 let frame = Arc::new(frame);
-                topic.publish(&frame);
+                self.publish(&frame);
                 frame
             }
         };
-        topic.tracked = Some(Tracked { latest, progress, generations });
+        self.tracked = Some(Tracked { latest, progress, generations });
     }
 
-    /// The watch shows that a DaemonSet is gone.
-    pub fn delete(&self, key: &Key, now: Timestamp) {
-        if let Some(topic) = self.topics().get_mut(key) {
-            topic.end(now);
+    /// Time has passed: finds out whether the rollout stands still, and forgets a ring without listeners.
+    pub fn tick(&mut self, now: Timestamp, stall_after: Duration) {
+        if self.ring.as_ref().is_some_and(|ring| ring.receiver_count() == 0) {
+            self.ring = None;
+        }
+        let Some(tracked) = &self.tracked else { return };
+        let latest = &tracked.latest;
+        let stalled = tracked.progress.is_stalled(latest.rollout.phase, stall_after, now);
+        if !stalled || latest.stalled_since.is_some() {
+            return;
+        }
+        let frame = Arc::new(Frame {
+            seq: self.seq + 1,
+            event: FrameEvent::Stalled,
+            daemonset: latest.daemonset.clone(),
+            rollout: latest.rollout.clone(),
+            observed_at: now,
+            stalled_since: Some(tracked.progress.moved_at()),
+            steps: tracked.progress.steps(),
+            encoded: OnceLock::new(),
+        });
+        self.next_seq();
+        self.publish(&frame);
+        if let Some(tracked) = &mut self.tracked {
+            tracked.latest = frame;
         }
     }
 
-    /// A relist of `scope` is over: what it did not show is gone.
-    pub fn retain(&self, in_scope: impl Fn(&Key) -> bool, shown: impl Fn(&Key) -> bool, now: Timestamp) {
-        for (key, topic) in self.topics().iter_mut() {
-            if in_scope(key) && !shown(key) {
-                topic.end(now);
-            }
-        }
+    /// Whether there is no DaemonSet and no listener.
+    pub fn is_idle(&self) -> bool {
+        self.tracked.is_none() && self.ring.is_none()
     }
 
-    /// Time has passed: finds rollouts that stand still, and forgets rings without listeners.
-    pub fn tick(&self, now: Timestamp) {
-        let mut topics = self.topics();
-        for topic in topics.values_mut() {
-            if topic.ring.as_ref().is_some_and(|ring| ring.receiver_count() == 0) {
-                topic.ring = None;
-            }
-            let Some(tracked) = &topic.tracked else { continue };
-            let latest = &tracked.latest;
-            let stalled = tracked.progress.is_stalled(latest.rollout.phase, self.stall_after, now);
-            if !stalled || latest.stalled_since.is_some() {
-                continue;
-            }
-            let frame = Arc::new(Frame {
-                seq: topic.seq + 1,
-                event: FrameEvent::Stalled,
-                daemonset: latest.daemonset.clone(),
-                rollout: latest.rollout.clone(),
-                observed_at: now,
-                stalled_since: Some(tracked.progress.moved_at()),
-                steps: tracked.progress.steps(),
-                encoded: OnceLock::new(),
-            });
-            topic.next_seq();
-            topic.publish(&frame);
-            if let Some(tracked) = &mut topic.tracked {
-                tracked.latest = frame;
-            }
-        }
-        topics.retain(|_, topic| topic.tracked.is_some() || topic.ring.is_some());
+    /// The DaemonSet at the version that the watch showed last.
+    pub fn daemonset(&self) -> Option<&Arc<WatchedDaemonSet>> {
+        self.latest().map(|latest| &latest.daemonset)
     }
 
     /// The state now.
-    #[must_use]
-    pub fn latest(&self, key: &Key) -> Option<Arc<Frame>> {
-        self.topics().get(key)?.tracked.as_ref().map(|tracked| tracked.latest.clone())
+    pub fn latest(&self) -> Option<&Arc<Frame>> {
+        self.tracked.as_ref().map(|tracked| &tracked.latest)
     }
 
     /// Joins: the state now and everything after it, with nothing missing in between.
-    #[must_use]
-    pub fn listen(&self, key: &Key) -> Listener {
-        let mut topics = self.topics();
-        let topic = topics.entry(key.clone()).or_default();
-        let ring = topic.ring.get_or_insert_with(|| broadcast::channel(RING).0).subscribe();
-        Listener { snapshot: topic.tracked.as_ref().map(|tracked| tracked.latest.clone()), ring }
+    pub fn listen(&mut self) -> Listener {
+        let ring = self.ring.get_or_insert_with(|| broadcast::channel(RING).0).subscribe();
+        Listener { snapshot: self.latest().cloned(), ring }
     }
 
-    /// The template that a DaemonSet had in one generation, if the watch showed it.
-    #[must_use]
-    pub fn template_at(&self, key: &Key, generation: i64) -> Option<Fingerprint> {
-        let topics = self.topics();
-        let tracked = topics.get(key)?.tracked.as_ref()?;
+    /// The template that the DaemonSet had in one generation, if the watch showed it.
+    pub fn template_at(&self, generation: i64) -> Option<Fingerprint> {
+        let tracked = self.tracked.as_ref()?;
         tracked.generations.iter().find(|(seen, _)| *seen == generation).map(|(_, template)| *template)
-    }
-
-    /// How many rollouts stand still.
-    #[must_use]
-    pub fn stalled(&self) -> usize {
-        let stalled = |topic: &&Topic| {
-            topic.tracked.as_ref().is_some_and(|tracked| tracked.latest.stalled_since.is_some())
-        };
-        self.topics().values().filter(stalled).count()
     }
 }
 
-fn remember(generations: &mut VecDeque<(i64, Fingerprint)>, daemonset: &DaemonSet) {
+fn remember(generations: &mut VecDeque<(i64, Fingerprint)>, daemonset: &WatchedDaemonSet) {
     if generations.back().is_some_and(|(newest, _)| *newest == daemonset.generation) {
         return;
     }
@@ -308,16 +260,22 @@ fn remember(generations: &mut VecDeque<(i64, Fingerprint)>, daemonset: &DaemonSe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::fixtures::daemonset;
+    use crate::domain::fixtures::{self, daemonset};
+
+    const STALL_AFTER: Duration = Duration::from_secs(10);
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_000_000 + seconds).unwrap()
     }
 
-    fn updated(count: i32) -> Arc<DaemonSet> {
-        let mut live = daemonset("a");
+    fn updated(count: i32) -> WatchedDaemonSet {
+        let mut live = daemonset("a").watched();
         live.status.updated_number_scheduled = count;
-        Arc::new(live)
+        live
+    }
+
+    fn apply(topic: &mut Topic, daemonset: WatchedDaemonSet, second: i64) {
+        topic.apply(Arc::new(daemonset), at(second), STALL_AFTER);
     }
 
     fn received(listener: &mut Listener) -> Vec<(FrameEvent, u64)> {
@@ -326,65 +284,64 @@ mod tests {
 
     #[test]
     fn each_change_is_one_frame_and_a_mere_new_version_is_none() {
-        let rollouts = Rollouts::new(Duration::from_secs(60));
-        rollouts.apply(updated(1), at(0));
-        let mut listener = rollouts.listen(&updated(1).key);
+        let mut topic = Topic::default();
+        apply(&mut topic, updated(1), 0);
+        let mut listener = topic.listen();
         assert_eq!(listener.snapshot.as_ref().unwrap().seq, 1);
-        let mut newer = DaemonSet::clone(&updated(1));
+        let mut newer = updated(1);
         newer.resource_version = "2".into();
-        rollouts.apply(Arc::new(newer.clone()), at(1));
-        rollouts.apply(updated(2), at(2));
-        rollouts.apply(updated(3), at(3));
+        apply(&mut topic, newer.clone(), 1);
+        apply(&mut topic, updated(2), 2);
+        apply(&mut topic, updated(3), 3);
         assert_eq!(received(&mut listener), [(FrameEvent::Progress, 2), (FrameEvent::Complete, 3)]);
-        rollouts.apply(Arc::new(newer.clone()), at(4));
-        assert_eq!(rollouts.latest(&newer.key).unwrap().daemonset.resource_version, "2");
+        apply(&mut topic, newer, 4);
+        assert_eq!(topic.daemonset().unwrap().resource_version, "2");
     }
 
     #[test]
     fn standing_still_is_said_once_until_it_moves_again() {
-        let rollouts = Rollouts::new(Duration::from_secs(10));
-        rollouts.apply(updated(1), at(0));
-        let mut listener = rollouts.listen(&updated(1).key);
+        let mut topic = Topic::default();
+        apply(&mut topic, updated(1), 0);
+        let mut listener = topic.listen();
         for second in [9, 10, 11, 12] {
-            rollouts.tick(at(second));
+            topic.tick(at(second), STALL_AFTER);
         }
         assert_eq!(received(&mut listener), [(FrameEvent::Stalled, 2)]);
-        assert_eq!(rollouts.stalled(), 1);
-        rollouts.apply(updated(1), at(13));
+        assert!(topic.latest().unwrap().stalled_since.is_some());
+        apply(&mut topic, updated(1), 13);
         assert_eq!(received(&mut listener), []);
-        rollouts.apply(updated(2), at(14));
+        apply(&mut topic, updated(2), 14);
         assert_eq!(received(&mut listener), [(FrameEvent::Progress, 3)]);
-        assert_eq!(rollouts.stalled(), 0);
+        assert!(topic.latest().unwrap().stalled_since.is_none());
     }
 
     #[test]
     fn one_of_the_same_name_made_again_ends_the_first() {
-        let rollouts = Rollouts::new(Duration::from_secs(10));
-        rollouts.apply(updated(1), at(0));
-        let key = updated(1).key.clone();
-        let mut listener = rollouts.listen(&key);
-        let mut again = DaemonSet::clone(&updated(1));
+        let mut topic = Topic::default();
+        apply(&mut topic, updated(1), 0);
+        let mut listener = topic.listen();
+        let mut again = updated(1);
         again.uid = "u2".into();
-        rollouts.apply(Arc::new(again), at(1));
+        apply(&mut topic, again, 1);
         assert_eq!(received(&mut listener), [(FrameEvent::Deleted, 2), (FrameEvent::Progress, 3)]);
-        rollouts.retain(|_| true, |_| false, at(2));
+        topic.end(at(2));
         assert_eq!(received(&mut listener), [(FrameEvent::Deleted, 4)]);
-        assert!(rollouts.latest(&key).is_none());
+        assert!(topic.latest().is_none() && !topic.is_idle());
+        drop(listener);
+        topic.tick(at(3), STALL_AFTER);
+        assert!(topic.is_idle());
     }
 
     #[test]
     fn templates_of_generations_are_remembered() {
-        let rollouts = Rollouts::new(Duration::from_secs(10));
+        let mut topic = Topic::default();
         let mut live = daemonset("a");
-        rollouts.apply(Arc::new(live.clone()), at(0));
+        apply(&mut topic, live.clone().watched(), 0);
         live.generation = 2;
-        live.template = crate::domain::fixtures::template("b");
-        rollouts.apply(Arc::new(live.clone()), at(1));
-        assert_eq!(
-            rollouts.template_at(&live.key, 1),
-            Some(crate::domain::fixtures::template("a").fingerprint())
-        );
-        assert_eq!(rollouts.template_at(&live.key, 2), Some(live.template.fingerprint()));
-        assert_eq!(rollouts.template_at(&live.key, 3), None);
+        live.template = fixtures::template("b");
+        apply(&mut topic, live.clone().watched(), 1);
+        assert_eq!(topic.template_at(1), Some(fixtures::template("a").fingerprint()));
+        assert_eq!(topic.template_at(2), Some(live.template.fingerprint()));
+        assert_eq!(topic.template_at(3), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What every request to the API server passes through.
 //!
 //! - A deadline: kube has none, and a silent API server would hang its caller for ever. It covers
-//!   the whole answer; of a watch, only the headers.
+//!   the whole answer; of a watch and of a list that is read as it comes, only the headers.
 //! - A 429 or 5xx that is not a Kubernetes `Status` (a proxy's HTML, the plain text of API Priority
 //!   and Fairness) becomes one without its text, with `Retry-After` kept; any other 4xx becomes [`NoStatus`].
 //! - Bytes that are not UTF-8 become U+FFFD, as in Go: the API server stores such bytes in a
@@ -41,6 +41,11 @@ pub(super) struct NoStatus {
     code: u16,
     pub retry_after: Option<Duration>,
 }
+
+/// As an extension of a request: its answer, if it is good, is handed on as it comes, and the deadline covers its
+/// headers alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Streamed;
 
 /// Warnings that are kept of one answer.
 const WARNINGS: usize = 20;
@@ -108,11 +113,15 @@ impl Service<Request<Body>> for Transport {
         Box::pin(async move {
             let watched = watched(&request);
             let warnings = request.extensions().get::<Warnings>().cloned();
+            let streamed = request.extensions().get::<Streamed>().is_some();
             let answer = async {
                 let response = inner.send(request).await?;
                 liveness.server_clock().saw(response.headers());
                 if let (Some(kind), true) = (watched, response.status().is_success()) {
                     return Ok::<_, BoxError>(response.map(|body| observed(body, kind, liveness)));
+                }
+                if streamed && response.status().is_success() {
+                    return Ok(response.map(decoded));
                 }
                 let (parts, body) = response.into_parts();
                 if let Some(warnings) = warnings {
@@ -159,6 +168,13 @@ fn observed(
         open.1.delivered(open.0);
         frame.map_data(|data| decoder.decode(data))
     });
+    body.map_err(Into::into).boxed_unsync()
+}
+
+/// Hands a body on as it comes, as UTF-8.
+fn decoded(body: Body) -> http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError> {
+    let mut decoder = Decoder::default();
+    let body = body.map_frame(move |frame| frame.map_data(|data| decoder.decode(data)));
     body.map_err(Into::into).boxed_unsync()
 }
 

@@ -9,14 +9,17 @@ use super::{Inner, Stopped, now};
 use crate::{
     audit::Action,
     domain::{
-        daemonset::DaemonSet,
-        revision::{History, Revision},
+        daemonset::WatchedDaemonSet,
         rollback::{Rollback, RollbackState, relabelled},
         rollout::Phase,
         text::to_the_second,
     },
     failpoint::fail_point,
-    kubernetes::{ClusterError, Frame, FrameEvent, rollouts::Listener},
+    kubernetes::{
+        ClusterError, Frame, FrameEvent,
+        rollouts::Listener,
+        watch::{KnownHistory, KnownRevision},
+    },
 };
 
 /// For how long the watch may not show a DaemonSet before the API server is asked.
@@ -39,7 +42,7 @@ impl Inner {
     }
 
     async fn follow_to_end(&self, mut rollback: Rollback) -> Result<(), Stopped> {
-        let rollouts = self.parts.cache.rollouts();
+        let rollouts = self.parts.cache.index();
         let Listener { snapshot, mut ring } = rollouts.listen(&rollback.key);
         let mut seen = snapshot;
         // How far a stalled rollout has got. What an earlier process found stalled is so until it moves.
@@ -75,7 +78,12 @@ impl Inner {
     async fn look_for(&self, rollback: &mut Rollback) -> Option<Step> {
         match self.parts.live.daemonset(&rollback.key).await {
             Ok(daemonset) if daemonset.uid == rollback.uid => {
-                self.judge(rollback, &Frame::fresh(daemonset, now()), false).await
+                self.judge(
+                    rollback,
+                    &Frame::fresh(Arc::unwrap_or_clone(daemonset).watched().into(), now()),
+                    false,
+                )
+                .await
             }
             Ok(_) | Err(ClusterError::NotFound) => Some(deleted()),
             Err(_) => None,
@@ -136,19 +144,23 @@ impl Inner {
     }
 
     /// The revisions, read fresh, or, if that fails, as the watch shows them.
-    async fn history_at_the_end(&self, daemonset: &DaemonSet) -> History {
-        self.parts.live.history(daemonset).await.unwrap_or_else(|_| self.parts.cache.history(daemonset))
+    async fn history_at_the_end(&self, daemonset: &WatchedDaemonSet) -> Arc<KnownHistory> {
+        match self.parts.live.known_history(daemonset).await {
+            Ok(history) => history.into(),
+            Err(_) => self.parts.cache.index().history(daemonset).unwrap_or_default(),
+        }
     }
 
     /// Names revisions that have been one to the controller since the rollback was asked for.
-    fn duplicates(&self, rollback: &Rollback, history: &History) -> Vec<String> {
+    fn duplicates(&self, rollback: &Rollback, history: &KnownHistory) -> Vec<String> {
         let asked = rollback.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
         let asked = i64::try_from(asked.0)
             .ok()
             .and_then(|second| Timestamp::new(second, i32::try_from(asked.1).unwrap_or_default()).ok());
         let asked = asked.unwrap_or(rollback.requested_at);
         let mut names = self.parts.cache.duplicates(&rollback.uid, rollback.template, asked);
-        let is_current = |group: &&Vec<&Revision>| group.iter().any(|revision| history.is_current(revision));
+        let is_current =
+            |group: &&Vec<&KnownRevision>| group.iter().any(|revision| history.is_current(revision));
         let listed = history.duplicates();
         let listed = listed.iter().filter(is_current).flatten();
         names.extend(listed.map(|revision| revision.controller_revision.clone()));
@@ -157,7 +169,7 @@ impl Inner {
 
     /// Says who changed the template: another rollback, if the template is the one it wrote, else
     /// whoever has written since.
-    async fn superseded_by(&self, daemonset: &DaemonSet, rollback: &Rollback) -> String {
+    async fn superseded_by(&self, daemonset: &WatchedDaemonSet, rollback: &Rollback) -> String {
         let newer = daemonset.rollback_id().and_then(|id| id.parse().ok()).filter(|id| *id != rollback.id);
         let recorded = match newer {
             Some(id) => self.parts.store.rollback(id).await.ok().flatten(),

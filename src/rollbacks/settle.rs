@@ -23,13 +23,14 @@ use crate::{
     audit::{Action, StoreError},
     domain::{
         daemonset::{DaemonSet, FIELD_MANAGER},
-        revision::History,
+        revision::Revision,
         rollback::{Rollback, RollbackState},
     },
     failpoint::fail_point,
     kubernetes::{
         ClusterError, Grant,
         live::{Next, Restore},
+        watch::{KnownHistory, KnownRevision},
     },
     telemetry::causes,
 };
@@ -136,7 +137,7 @@ impl Inner {
         if marked(&daemonset) && daemonset.generation == rollback.pinned_generation {
             return Ok(Verdict::WithoutEffect);
         }
-        let history = live.history(&daemonset).await?;
+        let history = live.known_history(&daemonset).await?;
         let recorded = history.revisions().iter().any(|revision| revision.rollback.as_ref() == Some(&id));
         let proved = recorded || marked(&daemonset);
         if proved && daemonset.template.fingerprint() == rollback.template {
@@ -172,7 +173,7 @@ impl Inner {
         rollback: &Rollback,
         grant: &Grant,
         daemonset: &DaemonSet,
-        history: &History,
+        history: &KnownHistory,
     ) -> Result<Verdict, ClusterError> {
         if daemonset.generation == rollback.pinned_generation {
             return Ok(Verdict::Unchanged);
@@ -187,12 +188,17 @@ impl Inner {
             return Ok(Verdict::Unchanged);
         }
         // A patch that changed the spec made the template that is live now.
-        let target = history.revisions().iter().find_map(|revision| {
-            let template = revision.template.as_ref().ok()?;
-            (template.fingerprint() == rollback.template).then_some(template)
-        });
-        let Some(template) = target else { return Ok(Verdict::Undecidable) };
-        let restore = Restore { daemonset, template, last_applied: None, rollback: rollback.id };
+        let sent = |revision: &&Arc<KnownRevision>| {
+            revision.template.as_ref().is_ok_and(|template| template.fingerprint() == rollback.template)
+        };
+        let Some(target) = history.revisions().iter().find(sent) else { return Ok(Verdict::Undecidable) };
+        let read = self.parts.live.revision(&rollback.key, &target.controller_revision).await;
+        let template = match read {
+            Ok(Revision { uid, template: Ok(template), .. }) if uid == target.uid => template,
+            Ok(_) | Err(ClusterError::NotFound) => return Ok(Verdict::Undecidable),
+            Err(error) => return Err(error),
+        };
+        let restore = Restore { daemonset, template: &template, last_applied: None, rollback: rollback.id };
         match self.parts.live.try_restore(grant, restore).await {
             Ok(made) if made.daemonset.template != daemonset.template => Ok(Verdict::Unchanged),
             Ok(_) | Err(ClusterError::Refused { .. } | ClusterError::Forbidden { .. }) => {
@@ -253,7 +259,7 @@ fn keeps_earlier_id(rollback: &Rollback, daemonset: &DaemonSet) -> bool {
 /// Whether a ControllerRevision shows that the template was changed before the patch came, which then met a conflict:
 /// it was created after the plan, of another template than the one that ran, while the DaemonSet still carried the
 /// id of the rollback before. The controller copies annotations to revisions that it creates.
-fn changed_before_the_patch(rollback: &Rollback, history: &History) -> bool {
+fn changed_before_the_patch(rollback: &Rollback, history: &KnownHistory) -> bool {
     let (Some(earlier), Some(newest), Some(from)) =
         (rollback.pinned_rollback, rollback.newest_revision_at, &rollback.from)
     else {

@@ -136,18 +136,19 @@ impl Inner {
         loop {
             let fresh = self.parts.live.fresh(grant.key()).await?;
             let daemonset = &fresh.daemonset;
-            let history = self.parts.live.history(daemonset).await?;
+            let read = self.parts.live.history(daemonset).await?;
+            let history = &read.history;
             let wait = waits.next().unwrap_or_default();
             let standing = |revision: &Revision| self.parts.cache.standing(daemonset, revision);
             let ownership = self.parts.field_ownership;
-            match plan(daemonset, &history, request, grant.power(), ownership, standing) {
+            match plan(daemonset, history, request, grant.power(), ownership, standing) {
                 Err(refusal) if refusal.may_pass() && Instant::now() + wait < deadline => {
                     tokio::time::sleep(wait).await
                 }
                 decision => {
                     let decision = decision?;
                     if let Decision::Restore(plan) = &decision {
-                        match self.find_duplicates(id, grant, daemonset, &history, plan).await {
+                        match self.find_duplicates(id, grant, daemonset, history, plan).await {
                             Ok(None) => {}
                             Ok(Some(duplicates)) => return Err(Refusal::DuplicateRevision(duplicates).into()),
                             Err(ClusterError::Conflict) if Instant::now() + wait < deadline => {

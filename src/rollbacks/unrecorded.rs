@@ -103,7 +103,7 @@ impl Inner {
     /// What the watches show. The annotation is anybody's text: what is no id is nobody's rollback.
     fn shown(&self) -> Shown {
         let id = |text: &str| Uuid::try_parse(text).ok();
-        let shown = self.parts.cache.shown_rollbacks();
+        let shown = self.parts.cache.index().shown_rollbacks();
         shown.into_iter().filter_map(|(key, uid, text)| Some(((id(&text)?, uid), key))).collect()
     }
 

@@ -121,6 +121,12 @@ impl Failure {
         Self::new(StatusCode::GONE, "Expired", message)
     }
 
+    /// The feature gate WatchList is off by default up to Kubernetes 1.33.
+    fn no_streamed_list() -> Self {
+        let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+    }
+
     fn status(&self) -> Value {
         json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -168,6 +174,10 @@ struct ListQuery {
     timeout_seconds: Option<u64>,
     #[serde(default)]
     allow_watch_bookmarks: bool,
+    #[serde(default)]
+    send_initial_events: bool,
+    #[serde(rename = "resourceVersionMatch")]
+    _resource_version_match: Option<String>,
 }
 
 async fn list_all(
@@ -211,6 +221,9 @@ fn collection(
         other => other.flatten(),
     };
     let wanted = Wanted { kind, namespace, name: name_wanted, selector };
+    if query.send_initial_events {
+        return Err(Failure::no_streamed_list());
+    }
     if query.watch {
         return Ok(watch(served.sandbox.clone(), wanted, name, &query));
     }

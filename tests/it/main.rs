@@ -39,6 +39,7 @@ mod lagging;
 mod logging;
 mod lost_answers;
 mod matrix;
+mod memory;
 mod next_apply;
 mod next_apply_cases;
 mod next_apply_faults;

@@ -155,7 +155,7 @@ async fn metrics_count_what_happens_and_name_no_object() {
         "{after:#?}"
     );
 
-    let labels = ["version", "outcome", "kind", "action", "route", "status", "le"];
+    let labels = ["version", "outcome", "kind", "action", "part", "route", "status", "le"];
     for sample in after.keys() {
         for label in sample.split(['{', ',']).skip(1).filter_map(|pair| pair.split_once("=\"")) {
             assert!(labels.contains(&label.0) || label.0.contains('}'), "{sample}");

@@ -124,6 +124,7 @@ async fn what_came_up_in_a_gap_of_the_watch_is_allowed_with_a_warning() {
     const GONE: &str = "{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"status\":\"Failure\",\"message\":\"too old resource version\",\"reason\":\"Expired\",\"code\":410}}\n";
     let space = space().await;
     let (faults, cut) = (Faults::default(), CancellationToken::new());
+    faults.no_streamed_lists();
     faults.inject(1, Fault::CutBody(cut.clone()), watch("controllerrevisions"));
     let mut setup = Setup { faults, ..Setup::guarded(ControlPlane::shared()) };
     setup.timing.patience.recording = Duration::from_secs(1);

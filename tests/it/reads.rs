@@ -64,6 +64,7 @@ async fn reads_cost_the_api_server_nothing() {
 async fn what_the_watches_do_not_show_yet_is_asked_for() {
     let space = Space::new(ControlPlane::shared()).await;
     let setup = Setup::new(ControlPlane::shared());
+    setup.faults.no_streamed_lists();
     for kind in ["daemonsets", "controllerrevisions"] {
         setup.faults.inject(usize::MAX, Fault::SlowBody(Duration::from_secs(3_600)), watch(kind));
     }
@@ -95,6 +96,7 @@ async fn what_the_watches_do_not_show_yet_is_asked_for() {
 async fn a_revision_that_must_be_there_is_asked_for() {
     let space = Space::new(ControlPlane::shared()).await;
     let setup = Setup::new(ControlPlane::shared());
+    setup.faults.no_streamed_lists();
     let slow = Fault::SlowBody(Duration::from_secs(3_600));
     setup.faults.inject(usize::MAX, slow, watch("controllerrevisions"));
     let rollbackd = Rollbackd::start_with(setup).await;

@@ -134,6 +134,7 @@ async fn after_a_rollback_nobody_is_told_of_the_old_template_however_late_the_wa
     let (open, held) = watch::channel(false);
     let mut setup = Setup::new(ControlPlane::shared());
     setup.timing.limits.generation = Duration::from_millis(500);
+    setup.faults.no_streamed_lists();
     setup.faults.inject(usize::MAX, Fault::HeldBody(held), faults::watch("daemonsets"));
     let rollbackd = Rollbackd::start_with(setup).await;
     let api = &rollbackd.api;
@@ -174,6 +175,7 @@ async fn a_watch_that_breaks_leaves_no_gap() {
     let space = Space::new(ControlPlane::shared()).await;
     let cut = tokio_util::sync::CancellationToken::new();
     let setup = Setup::new(ControlPlane::shared());
+    setup.faults.no_streamed_lists();
     setup.faults.inject(1, Fault::CutBody(cut.clone()), faults::watch("daemonsets"));
     // Busy, then gone from its memory: the version from which the watch would go on.
     const BUSY: &str = "Too many requests, please try again later.";

@@ -108,7 +108,10 @@ fn each_tool_is_recognised_by_what_it_leaves_on_the_object() {
             json!([["kubectl apply", null, "kubectl-client-side-apply"]]),
         ),
     ] {
-        assert_eq!(shown(&object(&on)), expected);
+        let object = object(&on);
+        assert_eq!(shown(&object), expected);
+        // The watch keeps what is looked at.
+        assert_eq!(object.clone().watched().managed_by(), object.managed_by());
     }
 }
 

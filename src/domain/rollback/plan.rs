@@ -308,13 +308,14 @@ fn previous<'a>(
     }
     let differs = |revision: &&Revision| revision.template.as_ref() != Ok(&daemonset.template);
     let mut skipped = Vec::new();
-    for revision in history.revisions().iter().rev().filter(differs) {
+    let revisions = || history.revisions().iter().map(|revision| &**revision);
+    for revision in revisions().rev().filter(differs) {
         if refused(revision) {
             skipped.push(revision);
             continue;
         }
         let same_number = |other: &&Revision| other.number == revision.number && !refused(other);
-        let others: Vec<&Revision> = history.revisions().iter().filter(same_number).collect();
+        let others: Vec<&Revision> = revisions().filter(same_number).collect();
         return if others.len() > 1 {
             let names = others.iter().map(|other| other.controller_revision.clone()).collect();
             Err(Refusal::Ambiguous { number: revision.number, names })

@@ -165,8 +165,7 @@ async fn within(app: &App, caller: &Caller, query: &ListQuery) -> Result<Option<
         return Ok(None);
     }
     // Who is denied names a namespace that need not exist: too many of those to ask about must keep nobody out.
-    let served: HashSet<Namespace> =
-        app.cache.daemonsets(None).into_keys().map(|key| key.namespace).collect();
+    let served: HashSet<Namespace> = app.cache.index().namespaces();
     let audited = app.store.audited_namespaces(&served, CANDIDATES).await?;
     match app.authority.seen_by(caller, Access::read_audit, audited).await? {
         Seen::All => Ok(None),

@@ -1,6 +1,6 @@
 //! `GET /daemonsets…`: summaries.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::cell::Cell;
 
 use axum::{Json as JsonAnswer, extract::State, response::Response};
 use http::HeaderMap;
@@ -18,14 +18,17 @@ use crate::{
     auth::Caller,
     domain::{
         access::Access,
-        daemonset::{Counts, DaemonSet, UpdateStrategy},
+        daemonset::{Counts, UpdateStrategy, WatchedDaemonSet},
         key::{Key, Namespace},
         managers::ManagedBy,
-        revision::{History, RevisionNumber},
+        revision::RevisionNumber,
         rollout::{Phase, Rollout},
         template::ContainerImage,
     },
-    kubernetes::selector::LabelSelector,
+    kubernetes::{
+        selector::LabelSelector,
+        watch::{Extent, KnownHistory, Shown},
+    },
 };
 
 /// One DaemonSet at a glance.
@@ -64,6 +67,10 @@ pub struct DaemonSetSummary {
     /// What the caller may do here; with `include=permissions`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub permissions: Option<Permissions>,
+    /// Present and true in a list when the DaemonSet or its revisions are too large to be kept in memory: images,
+    /// what keeps its manifest, or the current revision may be left out. Get the DaemonSet by itself for all of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Present and true when the watch is dead and this may be old.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
@@ -122,6 +129,10 @@ pub struct DaemonSetList {
     /// Leads to the next page; absent on the last.
     #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    /// Present and true when DaemonSets may be missing: there are more in the cluster than rollbackd has memory for
+    /// (`--index-memory`), or the labels of one are too large to be kept and could not be selected by.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Present and true when the watch is dead and this may be old.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
@@ -134,9 +145,14 @@ pub fn link(key: &Key) -> String {
 }
 
 impl DaemonSetSummary {
-    fn of(app: &App, daemonset: &DaemonSet, history: &History, freshness: Freshness) -> Self {
+    fn of(
+        app: &App,
+        daemonset: &WatchedDaemonSet,
+        history: Option<&KnownHistory>,
+        freshness: Freshness,
+    ) -> Self {
         let rollout = Rollout::of(daemonset);
-        let current = history.current();
+        let current = history.and_then(KnownHistory::current);
         let open_rollback = app.rollbacks.open(&daemonset.key).map(|rollback| rollback.id);
         let this = link(&daemonset.key);
         Self {
@@ -162,6 +178,7 @@ impl DaemonSetSummary {
                 this,
             },
             permissions: None,
+            partial: history.is_none(),
             stale: freshness.is_stale(),
         }
     }
@@ -196,11 +213,9 @@ pub async fn list_daemon_sets(
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<DaemonSetList>, Problem> {
     negotiate(&headers, &[Form::Json])?;
-    let shown = app.cache.daemonsets(None);
-    let namespaces = shown.keys().map(|key| key.namespace.clone()).collect();
+    let namespaces = app.cache.index().namespaces();
     let seen = app.authority.seen_by(&caller, Access::list_daemonsets, namespaces).await?;
-    let shown = shown.into_iter().filter(|(key, _)| seen.contains(&key.namespace)).collect();
-    list(&app, None, shown, &query)
+    list(&app, None, |namespace| seen.contains(namespace), &query)
 }
 
 /// List the DaemonSets of one namespace
@@ -227,13 +242,13 @@ pub async fn list_namespaced_daemon_sets(
 ) -> Result<JsonAnswer<DaemonSetList>, Problem> {
     negotiate(&headers, &[Form::Json])?;
     app.authority.require(&caller, Access::list_daemonsets(Some(&namespace))).await?;
-    list(&app, Some(&namespace), app.cache.daemonsets(Some(&namespace)), &query)
+    list(&app, Some(&namespace), |it| *it == namespace, &query)
 }
 
 fn list(
     app: &App,
     namespace: Option<&Namespace>,
-    shown: BTreeMap<Key, Arc<DaemonSet>>,
+    visible: impl Fn(&Namespace) -> bool,
     query: &ListQuery,
 ) -> Result<JsonAnswer<DaemonSetList>, Problem> {
     let freshness = app.freshness()?;
@@ -243,20 +258,24 @@ fn list(
         .map_err(|error| Problem::parameter("labelSelector", error.to_string()))?;
     let filters = (namespace, selector);
     let after: Option<Key> = page::after(query.r#continue.as_deref(), &filters)?;
-    let mut wanted = shown
-        .values()
-        .filter(|daemonset| after.as_ref().is_none_or(|after| daemonset.key > *after))
-        .filter(|daemonset| labels.matches(&daemonset.labels));
-    let items: Vec<&DaemonSet> = wanted.by_ref().take(limit as usize).map(Arc::as_ref).collect();
-    let last = items.last().filter(|_| wanted.next().is_some());
-    let next = last.map(|daemonset| page::token(&daemonset.key, &filters));
-    let histories = app.cache.histories(items.iter().copied());
-    let items = items
-        .iter()
-        .zip(&histories)
-        .map(|(daemonset, history)| DaemonSetSummary::of(app, daemonset, history, Freshness::Current))
-        .collect();
-    Ok(JsonAnswer(DaemonSetList { items, next, stale: freshness.is_stale() }))
+    let unlabelled = Cell::new(false);
+    let selected = |daemonset: &WatchedDaemonSet, extent| match extent {
+        Extent::Abridged if !selector.is_empty() => {
+            unlabelled.set(true);
+            false
+        }
+        Extent::Whole | Extent::Abridged => labels.matches(&daemonset.labels),
+    };
+    let index = app.cache.index();
+    let (shown, more) = index.page(visible, after.as_ref(), limit as usize, selected);
+    let last = shown.last().filter(|_| more);
+    let next = last.map(|last| page::token(&last.daemonset.key, &filters));
+    let summary = |Shown { daemonset, history, .. }: &Shown| {
+        DaemonSetSummary::of(app, daemonset, history.as_deref(), Freshness::Current)
+    };
+    let items = shown.iter().map(summary).collect();
+    let partial = unlabelled.get() || index.lacks_daemonsets();
+    Ok(JsonAnswer(DaemonSetList { items, next, partial, stale: freshness.is_stale() }))
 }
 
 /// Get one DaemonSet at a glance
@@ -285,9 +304,9 @@ pub async fn get_daemon_set(
     negotiate(&headers, &[Form::Json])?;
     app.authority.require(&caller, Access::get_daemonset(&key)).await?;
     let freshness = app.freshness()?;
-    let daemonset = app.daemonset(&key).await?;
-    let history = app.history(&daemonset).await?;
-    let mut summary = DaemonSetSummary::of(&app, &daemonset, &history, freshness);
+    let daemonset = app.daemonset(&caller, &key).await?;
+    let history = app.history(&caller, &daemonset).await?;
+    let mut summary = DaemonSetSummary::of(&app, &daemonset, Some(&history), freshness);
     if let Some(Include::Permissions) = query.include {
         summary.permissions = Some(Permissions::of(&app, &caller, &key).await?);
     }

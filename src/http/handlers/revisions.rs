@@ -18,14 +18,19 @@ use super::{
     },
     daemonsets::{NoQuery, link},
 };
-use crate::domain::{
-    access::Access,
-    daemonset::DaemonSet,
-    diff::yaml,
-    key::Key,
-    kubectl,
-    revision::{History, InvalidRevision, NoSuchRevision, Revision, RevisionNumber, RevisionRef},
-    template::{ContainerImage, NotRestorable, Template},
+use crate::{
+    domain::{
+        access::Access,
+        diff::yaml,
+        key::Key,
+        kubectl,
+        revision::{InvalidRevision, NoSuchRevision, RevisionNumber, RevisionRef},
+        template::{ContainerImage, NotRestorable},
+    },
+    kubernetes::{
+        ClusterError,
+        watch::{KnownHistory, KnownRevision},
+    },
 };
 
 /// One revision of a DaemonSet.
@@ -90,7 +95,7 @@ pub struct RevisionDetail {
 }
 
 impl RevisionView {
-    fn of(key: &Key, history: &History, revision: &Revision) -> Self {
+    fn of(key: &Key, history: &KnownHistory, revision: &KnownRevision) -> Self {
         let name = &revision.controller_revision;
         Self {
             revision: revision.number,
@@ -141,8 +146,8 @@ pub async fn list_revisions(
     app.authority.require(&caller, Access::get_daemonset(&key)).await?;
     app.authority.require(&caller, Access::list_revisions(&key.namespace)).await?;
     let freshness = app.freshness()?;
-    let daemonset = app.daemonset(&key).await?;
-    let history = app.history(&daemonset).await?;
+    let daemonset = app.daemonset(&caller, &key).await?;
+    let history = app.history(&caller, &daemonset).await?;
     if form == Form::Text {
         return Ok(text(kubectl::history(&key.name, &history), freshness));
     }
@@ -188,16 +193,27 @@ pub async fn get_revision(
     app.authority.require(&caller, Access::get_daemonset(&key)).await?;
     app.authority.require(&caller, right(&key, &wanted)).await?;
     let freshness = app.freshness()?;
-    let daemonset = app.daemonset(&key).await?;
-    let history = history_with(&app, &daemonset, &wanted).await?;
+    let daemonset = app.daemonset(&caller, &key).await?;
+    let history = app.reader.history_with(caller.asker(), &daemonset, &wanted).await?;
     let revision = history.find(&wanted).map_err(|missing| not_found(&wanted, missing))?;
+    let template =
+        app.reader.template(caller.asker(), &key, revision).await.map_err(|error| match error {
+            ClusterError::NotFound => not_found(&wanted, NoSuchRevision::Unknown),
+            error => error.into(),
+        })?;
     match form {
-        Form::Yaml => Ok(answer(Form::Yaml, yaml(&template(revision)?.value()), freshness)),
-        Form::Text => Ok(text(kubectl::revision(&key.name, revision, template(revision)?), freshness)),
+        Form::Yaml => {
+            let template = template.map_err(|reason| not_restorable(revision, &reason))?;
+            Ok(answer(Form::Yaml, yaml(&template.value()), freshness))
+        }
+        Form::Text => {
+            let template = template.map_err(|reason| not_restorable(revision, &reason))?;
+            Ok(text(kubectl::revision(&key.name, revision.number, &template), freshness))
+        }
         Form::Json | Form::EventStream | Form::NdJson => {
             let detail = RevisionDetail {
                 revision: RevisionView::of(&key, &history, revision),
-                template: revision.template.as_ref().ok().map(Template::value),
+                template: template.ok().map(|template| template.value()),
                 stale: freshness.is_stale(),
             };
             Ok(etag::json(&headers, &daemonset, &detail))
@@ -211,15 +227,6 @@ fn right(key: &Key, wanted: &RevisionRef) -> Access {
     match wanted {
         RevisionRef::Number(_) => Access::get_revisions(&key.namespace),
         RevisionRef::ControllerRevision(name) => Access::get_revision(&key.namespace, name),
-    }
-}
-
-/// The history from the watch; if that lacks the revision, the API server is asked once.
-async fn history_with(app: &App, daemonset: &DaemonSet, wanted: &RevisionRef) -> Result<History, Problem> {
-    let cached = app.history(daemonset).await?;
-    match cached.find(wanted) {
-        Err(NoSuchRevision::Unknown) => Ok(app.live.history(daemonset).await?),
-        Ok(_) | Err(NoSuchRevision::Ambiguous(_)) => Ok(cached),
     }
 }
 
@@ -243,15 +250,9 @@ fn not_found(wanted: &RevisionRef, missing: NoSuchRevision) -> Problem {
     }
 }
 
-fn template(revision: &Revision) -> Result<&Template, Problem> {
+fn not_restorable(revision: &KnownRevision, reason: &NotRestorable) -> Problem {
     let name = &revision.controller_revision;
-    let refused = |reason: &NotRestorable| {
-        Problem::new(
-            Kind::NotRestorable,
-            format!("ControllerRevision {name} holds no pod template: {reason}"),
-        )
-    };
-    revision.template.as_ref().map_err(refused)
+    Problem::new(Kind::NotRestorable, format!("ControllerRevision {name} holds no pod template: {reason}"))
 }
 
 fn answer(form: Form, body: String, freshness: Freshness) -> Response {

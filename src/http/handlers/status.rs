@@ -23,9 +23,10 @@ use super::{
 };
 use crate::{
     audit::RollbackFilter,
+    auth::Caller,
     domain::{
         access::Access,
-        daemonset::{Counts, DaemonSet, UpdateStrategy},
+        daemonset::{Counts, UpdateStrategy, WatchedDaemonSet},
         key::Key,
         rollout::Phase,
         text::escape,
@@ -182,7 +183,7 @@ pub async fn get_rollout_status(
     let freshness = app.freshness()?;
     // Who asks right after a rollback was made here is not told of the template before it.
     let made = app.rollbacks.open(&key).and_then(|rollback| rollback.generation);
-    let listener = join(&app, &key, generation.max(made)).await?;
+    let listener = join(&app, &caller, &key, generation.max(made)).await?;
     let frame = snapshot(&listener)?;
     let pinned = match generation {
         Some(generation) => Some(pin(&app, &frame.daemonset, generation).await),
@@ -218,8 +219,8 @@ pub async fn get_rollout_status(
 
 /// The template of a generation: as the watch showed it, or, if this process has not seen it, as a
 /// rollback that made the generation recorded it.
-async fn pin(app: &App, daemonset: &DaemonSet, generation: i64) -> Pinned {
-    let seen = app.cache.rollouts().template_at(&daemonset.key, generation);
+async fn pin(app: &App, daemonset: &WatchedDaemonSet, generation: i64) -> Pinned {
+    let seen = app.cache.index().template_at(&daemonset.key, generation);
     if seen.is_some() {
         return Pinned { generation, template: seen };
     }
@@ -245,8 +246,8 @@ fn behind() -> Problem {
 }
 
 /// Joins the DaemonSet's listeners at a state of at least `generation`.
-async fn join(app: &App, key: &Key, generation: Option<i64>) -> Result<Listener, Problem> {
-    let mut listener = app.cache.rollouts().listen(key);
+async fn join(app: &App, caller: &Caller, key: &Key, generation: Option<i64>) -> Result<Listener, Problem> {
+    let mut listener = app.cache.index().listen(key);
     let reached = |frame: &Frame| {
         frame.event != FrameEvent::Deleted
             && generation.is_none_or(|generation| frame.daemonset.generation >= generation)
@@ -256,7 +257,7 @@ async fn join(app: &App, key: &Key, generation: Option<i64>) -> Result<Listener,
     }
     if listener.snapshot.is_none() {
         // 404 at once, not after a wait, if there is no such DaemonSet.
-        app.daemonset(key).await?;
+        app.daemonset(caller, key).await?;
     }
     let waiting = async {
         loop {
@@ -264,7 +265,7 @@ async fn join(app: &App, key: &Key, generation: Option<i64>) -> Result<Listener,
                 Ok(frame) if reached(&frame) => return Some(frame),
                 Ok(_) => {}
                 Err(RecvError::Lagged(_)) => {
-                    let latest = app.cache.rollouts().latest(key);
+                    let latest = app.cache.index().latest(key);
                     if latest.as_deref().is_some_and(reached) {
                         return latest;
                     }

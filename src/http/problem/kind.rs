@@ -49,7 +49,9 @@ pub enum Kind {
     BeingDeleted,
     UnknownGeneration,
     Warned,
+    TooLarge,
     RefusedByApiServer,
+    TooManyReads,
     NotReady,
     Stale,
     Behind,
@@ -61,7 +63,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the document.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 51] = [
         Self::InvalidRequest,
         Self::UnsupportedHeader,
         Self::NoToken,
@@ -103,7 +105,9 @@ impl Kind {
         Self::BeingDeleted,
         Self::UnknownGeneration,
         Self::Warned,
+        Self::TooLarge,
         Self::RefusedByApiServer,
+        Self::TooManyReads,
         Self::NotReady,
         Self::Stale,
         Self::Behind,
@@ -232,6 +236,16 @@ impl Kind {
                 "refused-by-api-server",
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "The API server refused the change",
+            ),
+            Self::TooLarge => (
+                "too-large",
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The revisions of the DaemonSet are too large to be read",
+            ),
+            Self::TooManyReads => (
+                "too-many-reads",
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many reads of the caller wait for the API server",
             ),
             Self::NotReady => ("not-ready", StatusCode::SERVICE_UNAVAILABLE, "rollbackd is still starting"),
             Self::Stale => {

@@ -170,6 +170,8 @@ impl Problem {
             ClusterError::NotFound
             | ClusterError::Conflict
             | ClusterError::Replaced
+            | ClusterError::TooManyReads
+            | ClusterError::TooLarge { .. }
             | ClusterError::Refused { .. } => {
                 Self::new(Kind::ClusterUnavailable, "the Kubernetes API server does not review requests")
             }
@@ -306,6 +308,10 @@ impl From<ClusterError> for Problem {
                 Self::new(Kind::MissingRight, detail)
             }
             ClusterError::Refused { .. } => Self::new(Kind::RefusedByApiServer, detail),
+            ClusterError::TooManyReads => {
+                Self::new(Kind::TooManyReads, detail).retry_after(Duration::from_secs(1))
+            }
+            ClusterError::TooLarge { .. } => Self::new(Kind::TooLarge, detail),
             ClusterError::Busy { retry_after } | ClusterError::Unavailable { retry_after, .. } => {
                 let problem = Self::new(Kind::ClusterUnavailable, detail);
                 match retry_after {

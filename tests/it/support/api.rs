@@ -85,6 +85,13 @@ impl Api {
         Answer { status, headers, text: response.text().await.expect("the answer is whole") }
     }
 
+    /// `None` while nothing listens.
+    pub async fn try_get(&self, path: &str) -> Option<Answer> {
+        let response = self.request(Method::GET, path).send().await.ok()?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Some(Answer { status, headers, text: response.text().await.ok()? })
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send(self.request(Method::GET, path)).await
     }

@@ -73,6 +73,13 @@ impl Faults {
         self.rules.lock().unwrap().push(Rule { matcher: Arc::new(matcher), fault, left: times });
     }
 
+    /// Lets lists come page by page, as from a server that does not stream them (Kubernetes 1.33): the watch after a
+    /// list can go wrong by itself then.
+    pub fn no_streamed_lists(&self) {
+        let body = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Invalid","message":"sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled","code":422}"#;
+        self.inject(usize::MAX, Fault::Answer { status: 422, headers: Vec::new(), body }, streamed_list);
+    }
+
     /// Ends all faults.
     pub fn clear(&self) {
         self.rules.lock().unwrap().clear();
@@ -124,19 +131,29 @@ pub fn ownership_write(request: &Request<Body>) -> bool {
     patch(request) && content_type.is_some_and(|it| it.as_bytes() == b"application/merge-patch+json")
 }
 
-/// Matches the watch of a kind, such as `daemonsets`.
+fn query(request: &Request<Body>) -> &str {
+    request.uri().query().unwrap_or_default()
+}
+
+/// Matches a list that is a stream of events, and goes on as a watch.
+pub fn streamed_list(request: &Request<Body>) -> bool {
+    query(request).contains("sendInitialEvents=true")
+}
+
+/// Matches the watch of a kind, such as `daemonsets`, that follows a list by pages ([`Faults::no_streamed_lists`]) or
+/// another watch.
 pub fn watch(plural: &'static str) -> impl Fn(&Request<Body>) -> bool + Send + Sync {
     move |request| {
-        request.uri().path().ends_with(plural)
-            && request.uri().query().unwrap_or_default().contains("watch=true")
+        let watch = query(request).contains("watch=true") && !streamed_list(request);
+        request.uri().path().ends_with(plural) && watch
     }
 }
 
-/// Matches the list of a kind, and the probe, which is one.
+/// Matches a page of the list of a kind, and the probe, which is one.
 pub fn list(plural: &'static str) -> impl Fn(&Request<Body>) -> bool + Send + Sync {
-    let watch = watch(plural);
     move |request| {
-        request.method() == Method::GET && request.uri().path().ends_with(plural) && !watch(request)
+        let list = request.method() == Method::GET && !query(request).contains("watch=true");
+        request.uri().path().ends_with(plural) && list
     }
 }
 

@@ -9,6 +9,7 @@ pub mod following;
 pub mod hand;
 pub mod history;
 pub mod kubectl;
+pub mod large_cluster;
 pub mod line;
 pub mod people;
 pub mod postgres;
