@@ -123,12 +123,15 @@ async fn rollback_whose_answer_was_lost_is_understood_and_lists_what_stays() {
     let second = workload.apply(&v2()).await;
     space.kubectl.ok(&["rollout", "restart", "daemonset/agent"]).await;
     workload.observed().await;
+    // A status that is written in between would make the patch a conflict, whose answer is lost as well.
+    space.rolled_out(AGENT).await;
     rollbackd.faults.inject(1, Fault::CutAfter, faults::patch);
     let (live, _) = workload.roll_back_and_return(&rollbackd, &json!({"toRevision": 1})).await;
     assert_eq!(template(&live), template(&first));
     assert_eq!(template(&workload.apply(&v2()).await), template(&second));
     workload.apply(&v1()).await;
 
+    space.rolled_out(AGENT).await;
     rollbackd.faults.inject(1, Fault::CutAfter, faults::patch);
     let record = workload.roll_back(&rollbackd, &json!({"toRevision": 3})).await;
     workload.returned_but(&rollbackd, &record, &[RESTARTED_AT]).await;
