@@ -9,7 +9,7 @@ use super::{
     warning::{Bookkeeping, Severity},
 };
 use crate::domain::{
-    daemonset::{DaemonSet, FieldManager, LAST_APPLIED},
+    daemonset::{DaemonSet, FIELD_MANAGER, FieldManager, LAST_APPLIED},
     managers::{Applies, ManagedBy, Tool},
     revision::RevisionNumber,
     template::Template,
@@ -75,8 +75,9 @@ impl Prediction<'_> {
             _ => WarningCode::Managed,
         };
         let next = self.next(by);
-        let message =
+        let mut message =
             format!("daemonsets/{name} is managed by {}: {}", tool(by), self.consequence(by, &next));
+        message.push_str(&self.conflicts(by, &next));
         Some(Warning::new(code, message, self.fix(by, &next)))
     }
 
@@ -120,6 +121,30 @@ impl Prediction<'_> {
             (Tool::Flux, None, _) if of_helm_release(by) => Next::Merges(self.remains(Merge::Client)),
             (Tool::ArgoCd | Tool::Flux | Tool::ServerSideApply, None, _) => Next::Unproven,
         }
+    }
+
+    /// Fields that others wrote by an update are not returned to the tool: unless it forces its apply, it meets a
+    /// conflict where it changes them.
+    fn conflicts(&self, by: &ManagedBy, next: &Next) -> String {
+        let applies = by.field_manager.as_deref().and_then(|name| self.daemonset.applies_template(name));
+        let forces = matches!(by.tool, Tool::ArgoCd | Tool::Flux);
+        if forces || applies != Some(Applies::ServerSide) || matches!(next, Next::Conflicts(_)) {
+            return String::new();
+        }
+        let wrote = |manager: &&FieldManager| {
+            manager.owns_template == Some(true)
+                && manager.applies_template().is_none()
+                && manager.name != FIELD_MANAGER
+        };
+        let others = self.daemonset.field_managers.iter().filter(wrote);
+        let others: Vec<String> = others.map(|manager| shown(&manager.name)).collect();
+        if others.is_empty() {
+            return String::new();
+        }
+        format!(
+            "; unless it is forced, it fails with a conflict where it changes fields that {} wrote",
+            others.join(", ")
+        )
     }
 
     /// How many managers apply the pod template; of those on the client only one can hold the annotation.

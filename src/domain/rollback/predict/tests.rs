@@ -234,3 +234,20 @@ fn ids_are_shown_without_control_characters_and_not_in_full_length() {
     assert!(message.len() < 400 && !message.contains('\u{1b}'), "{message}");
     assert!(warnings(&live(&[]), &Bookkeeping::Kept).is_empty());
 }
+
+#[test]
+fn fields_that_others_wrote_are_a_conflict_for_an_apply_that_does_not_force() {
+    let conflict =
+        "; unless it is forced, it fails with a conflict where it changes fields that kubectl-set wrote";
+    let set = || field_manager("kubectl-set");
+    let says = |daemonset: &DaemonSet| one(daemonset, &Bookkeeping::Restored).message;
+    assert!(says(&live(&[server("kubectl"), set()])).ends_with(conflict));
+    for other in [
+        live(&[server("kubectl")]),
+        live(&[server("kubectl"), field_manager(FIELD_MANAGER)]),
+        live(&[client("kubectl-client-side-apply"), set()]),
+        tracked(&[server("argocd-controller"), set()]),
+    ] {
+        assert!(!says(&other).contains("conflict"), "{other:?}");
+    }
+}
