@@ -10,12 +10,13 @@ use sqlx::{AnyConnection, AssertSqlSafe, Connection as _, Row as _, any::AnyRow}
 use super::{Store, StoreError, database::Engine, reads::in_time, schema};
 
 /// The tables that rollbackd reads and writes.
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "audit",
     "audit_head",
     "audit_outbox",
     "audit_start",
     "idempotency_keys",
+    "ownership_returns",
     "probe",
     "rollbacks",
     "schema_support",

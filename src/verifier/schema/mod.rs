@@ -31,7 +31,7 @@ const fn table(name: &'static str, columns: &'static [Column]) -> Table {
     Table { name, columns, added_later: false }
 }
 
-const TABLES: [Table; 8] = [
+const TABLES: [Table; 9] = [
     table(
         "audit",
         &[
@@ -71,6 +71,13 @@ const TABLES: [Table; 8] = [
         ..table(
             "idempotency_keys",
             &[text("id"), text("request"), text("rollback"), text("used_at"), text("answer")],
+        )
+    },
+    Table {
+        added_later: true,
+        ..table(
+            "ownership_returns",
+            &[text("rollback"), text("ownership"), integer("retry_at"), integer("attempts"), text("warning")],
         )
     },
     table("probe", &[integer("written")]),
