@@ -83,7 +83,8 @@ impl Lost {
         const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old resource version","reason":"Expired","code":410}"#;
         let gone = Fault::Answer { status: 410, headers: vec![], body: GONE };
         self.rollbackd.faults.inject(usize::MAX, gone, |request| {
-            request.uri().query().unwrap_or_default().contains("fieldSelector=")
+            let query = request.uri().query().unwrap_or_default();
+            query.contains("fieldSelector=") && query.contains("watch=")
         });
     }
 }
