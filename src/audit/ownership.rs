@@ -11,8 +11,11 @@ use crate::domain::{bookkeeping::Ownership, rollback::Warning};
 
 /// For how long one that is taken is left to its taker.
 const LEASE: Duration = Duration::from_secs(30);
-/// Most that are taken at once.
-const BATCH: i64 = 10;
+/// Most that are taken at once: each has the whole lease.
+const BATCH: i64 = 1;
+
+/// Holds while nobody else has taken it since, or has ended it.
+const STILL_TAKEN: &str = "ownership IS NOT NULL AND attempts = $2";
 
 /// Ownership to return.
 #[derive(Clone, Debug)]
@@ -76,9 +79,10 @@ impl Store {
     ///
     /// # Errors
     /// It is taken again.
-    pub async fn returned(&self, rollback: Uuid) -> Result<(), StoreError> {
-        let delete = sqlx::query("DELETE FROM ownership_returns WHERE rollback = $1");
-        self.change_return(delete.bind(rollback.to_string())).await
+    pub async fn returned(&self, taken: &PendingReturn) -> Result<(), StoreError> {
+        let sql = format!("DELETE FROM ownership_returns WHERE rollback = $1 AND {STILL_TAKEN}");
+        let delete = sqlx::query(AssertSqlSafe(sql)).bind(taken.rollback.to_string());
+        self.change_return(delete.bind(i64::from(taken.attempts))).await
     }
 
     /// The ownership, or a part of it, is not returned: never, or not before `retry_in`. The warning is shown with the
@@ -88,7 +92,7 @@ impl Store {
     /// It is taken again.
     pub async fn not_returned(
         &self,
-        rollback: Uuid,
+        taken: &PendingReturn,
         warning: &Warning,
         retry_in: Option<Duration>,
     ) -> Result<(), StoreError> {
@@ -97,8 +101,11 @@ impl Store {
             Some(wait) => format!("retry_at = {} + {}", self.database.engine.now(), wait.as_millis()),
             None => "retry_at = NULL, ownership = NULL".to_owned(),
         };
-        let sql = format!("UPDATE ownership_returns SET warning = $1, {next} WHERE rollback = $2");
-        self.change_return(sqlx::query(AssertSqlSafe(sql)).bind(warning).bind(rollback.to_string())).await
+        let sql = format!(
+            "UPDATE ownership_returns SET warning = $3, {next} WHERE rollback = $1 AND {STILL_TAKEN}"
+        );
+        let update = sqlx::query(AssertSqlSafe(sql)).bind(taken.rollback.to_string());
+        self.change_return(update.bind(i64::from(taken.attempts)).bind(warning)).await
     }
 
     async fn change_return(

@@ -230,7 +230,11 @@ impl Store {
         entry: Option<&Entry>,
     ) -> Result<(), StoreError> {
         let record = record(rollback)?;
-        let applied = matches!(rollback.state, RollbackState::Progressing | RollbackState::Applied);
+        // A patch that left the spec alone has changed the owner of last-applied.
+        let applied = matches!(
+            rollback.state,
+            RollbackState::Progressing | RollbackState::Applied | RollbackState::Skipped
+        );
         let to_return = rollback.ownership.as_ref().filter(|_| state.is_undecided() && applied);
         self.measured(async {
             let mut transaction = self.database.begin().await?;

@@ -46,7 +46,7 @@ impl Admitted {
                 let more = if more > 0 { format!(" and {more} more") } else { String::new() };
                 let named = paths[..paths.len().min(NAMED)].join(", ");
                 format!(
-                    "rolled back; the API server filled in fields that the revision does not hold, probably with defaults that are newer than it ({named}{more}), so that it becomes a new revision"
+                    "rolled back; fields were filled in that the revision does not hold, probably defaults of the API server that are newer than it ({named}{more}), so that it becomes a new revision"
                 )
             }
             Self::Changed => {

@@ -180,7 +180,7 @@ impl Inner {
             (Some(id), _) if wrote_it => format!("superseded by rollback {id}"),
             (_, Some(manager)) => format!("superseded: {} changed the pod template", manager.name),
             (Some(id), None) => format!("superseded by rollback {id}"),
-            (None, None) => "superseded: somebody changed the pod template".to_owned(),
+            (None, None) => "superseded: the pod template was changed".to_owned(),
         }
     }
 }

@@ -368,8 +368,9 @@ impl Inner {
         message: String,
         turn: Turn,
     ) -> OnRecord {
-        let recorded = rollback.clone();
         let before = self.step(rollback, next, message);
+        // As it was recorded last.
+        let recorded = self.open().get(&rollback.id).map(|feed| feed.states.borrow().as_ref().clone());
         let error = match self.record(before, rollback, action).await {
             Ok(()) => {
                 drop(turn);
@@ -391,7 +392,7 @@ impl Inner {
                 inner.follow(rollback).await;
             }
         });
-        OnRecord::Pending(recorded)
+        recorded.map_or(OnRecord::Unreadable, OnRecord::Pending)
     }
 
     /// Another replica took this one for dead and has taken the rollback over: reads what it has recorded.
@@ -448,17 +449,22 @@ impl Inner {
         rollback: &Rollback,
         action: Action,
     ) -> Result<(), Stopped> {
-        let mut waits = waits(Duration::from_secs(5));
+        let (mut before, mut waits) = (before, waits(Duration::from_secs(5)));
         loop {
             let error = match self.record(before, rollback, action).await {
                 Ok(()) => return Ok(()),
-                Err(StoreError::Moved { id, .. }) => match self.is_recorded(rollback).await {
-                    // The write before this one was reported as failed and has been made all the same.
-                    Ok(true) => {
-                        self.recorded(rollback);
-                        return Ok(());
+                Err(StoreError::Moved { id, .. }) => match self.parts.store.rollback(id).await {
+                    Ok(Some(stored)) if stored.epoch == rollback.epoch => {
+                        if stored.state == rollback.state {
+                            // The write was reported as failed and has been made all the same.
+                            self.recorded(rollback);
+                            return Ok(());
+                        }
+                        // So was the one before it.
+                        before = stored.state;
+                        StoreError::Moved { id, state: stored.state }
                     }
-                    Ok(false) => {
+                    Ok(_) => {
                         tracing::warn!(rollback = %id, "another replica has taken this rollback over; leaving it alone");
                         self.leave(rollback);
                         return Err(Stopped);
@@ -481,11 +487,6 @@ impl Inner {
             self.returns.notify_one();
         }
     }
-
-    async fn is_recorded(&self, rollback: &Rollback) -> Result<bool, StoreError> {
-        let stored = self.parts.store.rollback(rollback.id).await?;
-        Ok(stored.is_some_and(|stored| (stored.state, stored.epoch) == (rollback.state, rollback.epoch)))
-    }
 }
 
 /// What is on record after a rollback was to be moved on.
@@ -507,8 +508,10 @@ impl OnRecord {
     fn answer(self, written: Result<Outcome, RollbackError>) -> Result<Outcome, RollbackError> {
         match (self, written) {
             (Self::Written, written) => written,
+            (Self::Pending(recorded), Ok(_) | Err(RollbackError::Deleted | RollbackError::Undecidable)) => {
+                Ok(Outcome::Made(recorded))
+            }
             (Self::Pending(_), Err(error)) => Err(error),
-            (Self::Pending(recorded), Ok(_)) => Ok(Outcome::Made(recorded)),
             (Self::TakenOver(recorded), _) => answer_of_record(recorded),
             (Self::Unreadable, _) => Err(RollbackError::Interrupted),
         }

@@ -13,7 +13,7 @@ use crate::{
     audit::{PendingReturn, StoreError},
     domain::{
         bookkeeping::{FieldOwnership, ManagedFields, Ownership},
-        rollback::{Rollback, Warning},
+        rollback::{Rollback, RollbackState, Warning},
     },
     failpoint::{fail_during, fail_point},
     kubernetes::{ClusterError, FreshDaemonSet, Grant},
@@ -52,7 +52,7 @@ impl Rollbacks {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(error = %causes(&error), "ownership to return can't be read; trying again");
+                    tracing::warn!(error = %causes(&error), "ownership to return can't be read; trying again");
                 }
             }
             let _ = tokio::time::timeout(PERIOD, inner.returns.notified()).await;
@@ -99,34 +99,35 @@ impl Inner {
             Ok(None) => Return::Gone,
             Err(error) => Return::Failed(error.to_string()),
         };
-        if let Err(error) = self.note_return(id, pending.attempts, done).await {
+        if let Err(error) = self.note_return(&pending, done).await {
             tracing::warn!(rollback = %id, error = %causes(&error), "what came of returning ownership is not on record; trying again");
         }
     }
 
-    async fn note_return(&self, id: Uuid, attempts: u32, done: Return) -> Result<(), StoreError> {
+    async fn note_return(&self, pending: &PendingReturn, done: Return) -> Result<(), StoreError> {
+        let (id, attempts) = (pending.rollback, pending.attempts);
         let (store, metrics) = (&self.parts.store, &self.parts.metrics);
         match done {
             Return::Done(kept) => {
                 metrics.ownership_return("returned");
                 match Warning::of_kept_fields(&kept) {
-                    None => store.returned(id).await,
+                    None => store.returned(pending).await,
                     // A rollback that was settled has not warned of it yet.
-                    Some(warning) => store.not_returned(id, &warning, None).await,
+                    Some(warning) => store.not_returned(pending, &warning, None).await,
                 }
             }
-            Return::Gone => store.returned(id).await,
+            Return::Gone => store.returned(pending).await,
             Return::Skipped(why) => {
                 metrics.ownership_return("skipped");
                 tracing::warn!(rollback = %id, why, "the field ownership of the template is not returned");
-                store.not_returned(id, &Warning::of_unreturned_ownership(why), None).await
+                store.not_returned(pending, &Warning::of_unreturned_ownership(why), None).await
             }
             Return::Failed(why) => {
                 metrics.ownership_return("failed");
                 tracing::warn!(rollback = %id, why, "the field ownership of the template is not returned yet; trying again");
                 let (first, longest) = RETRY;
                 let wait = first.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(longest);
-                store.not_returned(id, &Warning::of_unreturned_ownership(&why), Some(wait)).await
+                store.not_returned(pending, &Warning::of_unreturned_ownership(&why), Some(wait)).await
             }
         }
     }
@@ -171,7 +172,9 @@ impl Inner {
 
 fn is_unchanged(rollback: &Rollback, fresh: &FreshDaemonSet) -> bool {
     let daemonset = &fresh.daemonset;
-    Some(daemonset.generation) == rollback.generation
-        && daemonset.template.fingerprint() == rollback.template
+    // Of a patch that left the spec alone, the template that is live is another one than was sent.
+    let skipped = rollback.state == RollbackState::Skipped;
+    daemonset.generation == rollback.generation.unwrap_or(rollback.pinned_generation)
+        && (skipped || daemonset.template.fingerprint() == rollback.template)
         && daemonset.rollback_id() == Some(&rollback.id.to_string())
 }

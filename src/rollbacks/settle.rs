@@ -13,6 +13,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tracing::Instrument;
+use uuid::Uuid;
 
 use super::{
     Inner, Outcome, RollbackError, Stopped, Turn, answer_of_record,
@@ -22,13 +23,13 @@ use super::{
 use crate::{
     audit::{Action, StoreError},
     domain::{
-        daemonset::{DaemonSet, FIELD_MANAGER},
+        daemonset::{DaemonSet, FIELD_MANAGER, FieldManager, ROLLBACK},
         revision::Revision,
         rollback::{Rollback, RollbackState},
     },
     failpoint::fail_point,
     kubernetes::{
-        ClusterError, Grant,
+        ClusterError, FreshDaemonSet, Grant,
         live::{Next, Restore},
         watch::{KnownHistory, KnownRevision},
     },
@@ -178,7 +179,11 @@ impl Inner {
         if daemonset.generation == rollback.pinned_generation {
             return Ok(Verdict::Unchanged);
         }
-        if keeps_earlier_id(rollback, daemonset) || changed_before_the_patch(rollback, history) {
+        let fresh = self.parts.live.fresh(&rollback.key).await?;
+        if fresh.daemonset.resource_version != daemonset.resource_version {
+            return Err(ClusterError::Conflict);
+        }
+        if keeps_earlier_id(rollback, &fresh) || changed_before_the_patch(rollback, history) {
             return Ok(Verdict::NotApplied);
         }
         if daemonset.generation != rollback.pinned_generation + 1 {
@@ -251,9 +256,11 @@ fn read_back(rollback: &mut Rollback, daemonset: &DaemonSet) -> Applied {
     Applied { message: "rolled back".into(), ..applied }
 }
 
-/// Whether the id that the DaemonSet carried at the pinned version is still there: the patch would have replaced it.
-fn keeps_earlier_id(rollback: &Rollback, daemonset: &DaemonSet) -> bool {
-    rollback.pinned_rollback.is_some_and(|earlier| daemonset.rollback_id() == Some(&earlier.to_string()))
+/// Whether the id that the DaemonSet carried at the pinned version is still there, as rollbackd wrote it: the patch
+/// would have replaced it, and whoever writes it back takes the field over.
+fn keeps_earlier_id(rollback: &Rollback, fresh: &FreshDaemonSet) -> bool {
+    let stands = |earlier: Uuid| fresh.daemonset.rollback_id() == Some(&earlier.to_string());
+    rollback.pinned_rollback.is_some_and(stands) && fresh.managed_fields.own_annotation(ROLLBACK)
 }
 
 /// Whether a ControllerRevision shows that the template was changed before the patch came, which then met a conflict:
@@ -272,12 +279,11 @@ fn changed_before_the_patch(rollback: &Rollback, history: &KnownHistory) -> bool
     })
 }
 
-/// Whether the one change of the spec since the pinned version was made by others, as far as the DaemonSet itself
-/// can prove it: the patch would have left an id that is not there, or our name on the template, after which
-/// another manager can't have written to it without changing the spec a second time.
+/// Whether the one change of the spec since the pinned version was made by others, as the field managers show: the
+/// patch would have made rollbackd an owner of the template, and nobody can have taken its fields over without changing
+/// the spec a second time.
 fn changed_by_others(daemonset: &DaemonSet) -> bool {
-    let writers = || daemonset.field_managers.iter().filter(|manager| manager.owns_template != Some(false));
-    let ours = writers().find(|manager| manager.name == FIELD_MANAGER);
-    let written_since = ours.is_none_or(|ours| writers().any(|manager| manager.time > ours.time));
-    daemonset.rollback_id().is_some() || written_since
+    let owns = |manager: &&FieldManager| manager.owns_template == Some(true);
+    let mut owners = daemonset.field_managers.iter().filter(owns).peekable();
+    owners.peek().is_some() && owners.all(|manager| manager.name != FIELD_MANAGER)
 }

@@ -10,6 +10,7 @@ use crate::{
     audit::{Action, Entry, NewKey, Outcome as EntryOutcome, StoreError},
     domain::{
         admitted::Admitted,
+        bookkeeping::{ManagedFields, Ownership},
         daemonset::{DaemonSet, UpdateStrategy},
         diff::TemplateDiff,
         key::Key,
@@ -17,7 +18,7 @@ use crate::{
         revision::{History, Revision, RevisionNumber},
         rollback::{
             Decision, Duplicates, Mode, OnWarning, Origin, Plan, Refusal, RevisionInfo, Rollback,
-            RollbackRequest, RollbackState, Warning, plan,
+            RollbackRequest, RollbackState, Warning, WarningCode, plan,
         },
         template::Template,
     },
@@ -206,7 +207,7 @@ impl Inner {
         let deadline = Instant::now() + self.parts.patience.patching;
         for attempt in 1.. {
             let daemonset = &fresh.daemonset;
-            match self.attempt(&grant, daemonset, plan, &rollback).await {
+            match self.attempt(&grant, daemonset, plan, &mut rollback).await {
                 Attempt::Applied(Restored { daemonset: patched, .. })
                     if patched.generation == daemonset.generation =>
                 {
@@ -217,9 +218,12 @@ impl Inner {
                 }
                 Attempt::Applied(Restored { daemonset: patched, managed_fields, warnings }) => {
                     fail_point!("patch-answered");
-                    add(&mut rollback.warnings, &warnings);
-                    let kept = rollback.ownership.as_ref().map(|ownership| ownership.kept(&managed_fields));
-                    rollback.warnings.extend(kept.and_then(|kept| Warning::of_kept_fields(&kept)));
+                    add_warnings(
+                        &mut rollback.warnings,
+                        &warnings,
+                        rollback.ownership.as_ref(),
+                        &managed_fields,
+                    );
                     let applied = Applied::note(&mut rollback, &patched, Some(&plan.template));
                     let step = (applied.state, Action::Applied);
                     let on_record = self.conclude(&mut rollback, step, applied.message, turn).await;
@@ -270,12 +274,10 @@ impl Inner {
         grant: &Grant,
         daemonset: &DaemonSet,
         plan: &Plan,
-        rollback: &Rollback,
+        rollback: &mut Rollback,
     ) -> Attempt {
-        let last_applied = plan.last_applied(daemonset);
-        let last_applied = last_applied.as_deref();
-        let restore = Restore { daemonset, template: &plan.template, last_applied, rollback: rollback.id };
-        let error = match fail_during!("patch-sent", self.parts.live.restore(grant, restore)) {
+        let (id, warnings) = (rollback.id, &mut rollback.warnings);
+        let error = match self.patch(grant, daemonset, plan, (id, Mode::Apply), warnings).await {
             Ok(patched) => return Attempt::Applied(patched),
             Err(error) => error,
         };
@@ -283,6 +285,37 @@ impl Inner {
             ClusterError::Conflict => Attempt::Conflict,
             ClusterError::Unavailable { delivery: Delivery::Unknown, .. } => Attempt::Lost(error),
             error => Attempt::Failed(self.explain(grant.key(), plan, error).await),
+        }
+    }
+
+    /// Sends the patch with last-applied, and without it if it is refused: bookkeeping never makes a rollback fail. An
+    /// admission policy may let last-applied change only together with the template, which defaulting can leave as it
+    /// is.
+    async fn patch(
+        &self,
+        grant: &Grant,
+        daemonset: &DaemonSet,
+        plan: &Plan,
+        (rollback, mode): (Uuid, Mode),
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Restored, ClusterError> {
+        let last_applied = plan.last_applied(daemonset);
+        let restore = |last_applied| Restore { daemonset, template: &plan.template, last_applied, rollback };
+        match self.send(grant, restore(last_applied.as_deref()), mode).await {
+            Err(ClusterError::Refused { .. } | ClusterError::Forbidden { .. }) if last_applied.is_some() => {
+                let patched = self.send(grant, restore(None), mode).await?;
+                warnings.retain(|warning| warning.code != WarningCode::LastApplied);
+                warnings.push(Warning::of_refused_last_applied(plan.to.revision));
+                Ok(patched)
+            }
+            patched => patched,
+        }
+    }
+
+    async fn send(&self, grant: &Grant, restore: Restore<'_>, mode: Mode) -> Result<Restored, ClusterError> {
+        match mode {
+            Mode::Apply => fail_during!("patch-sent", self.parts.live.restore(grant, restore)),
+            Mode::DryRun => self.parts.live.try_restore(grant, restore).await,
         }
     }
 
@@ -348,15 +381,13 @@ impl Inner {
         let mut waits = waits(LONGEST_WAIT).take(self.parts.patience.attempts - 1);
         let refusal = loop {
             let daemonset = &fresh.daemonset;
-            let last_applied = plan.last_applied(daemonset);
-            let last_applied = last_applied.as_deref();
-            let restore = Restore { daemonset, template: &plan.template, last_applied, rollback: id };
-            match self.parts.live.try_restore(grant, restore).await {
+            let mut warned = std::mem::take(&mut plan.warnings);
+            let tried = self.patch(grant, daemonset, plan, (id, Mode::DryRun), &mut warned).await;
+            plan.warnings = warned;
+            match tried {
                 Ok(Restored { daemonset: patched, managed_fields, warnings }) => {
-                    add(&mut plan.warnings, &warnings);
                     let ownership = self.ownership_of(&fresh).await;
-                    let kept = ownership.map(|ownership| ownership.kept(&managed_fields));
-                    plan.warnings.extend(kept.and_then(|kept| Warning::of_kept_fields(&kept)));
+                    add_warnings(&mut plan.warnings, &warnings, ownership.as_ref(), &managed_fields);
                     let refusing = request.on_warning.refusing(&plan.warnings);
                     if refusing.is_empty() {
                         return Ok((fresh, patched));
@@ -508,9 +539,23 @@ impl Inner {
     }
 }
 
-/// Adds what the API server warns of.
-fn add(warnings: &mut Vec<Warning>, words: &[String]) {
-    warnings.extend(words.iter().map(|words| Warning::of_api_server(words)));
+/// Adds what the answer to a patch, or to its dry run, shows: what the API server warns of, and what stays with
+/// rollbackd.
+fn add_warnings(
+    warnings: &mut Vec<Warning>,
+    of_api_server: &[String],
+    ownership: Option<&Ownership>,
+    managed_fields: &ManagedFields,
+) {
+    let kept = ownership.map(|ownership| ownership.kept(managed_fields));
+    let kept = kept.and_then(|kept| Warning::of_kept_fields(&kept));
+    let new = of_api_server.iter().map(|words| Warning::of_api_server(words)).chain(kept);
+    for warning in new {
+        // A dry run may have shown it before.
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
 }
 
 /// The patch made no new generation: defaulting made the two templates the same, or admission took the

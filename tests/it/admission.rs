@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    space::Space,
+    space::{Space, daemonset},
     twins::{Twins, plant},
     wait::until,
 };
@@ -168,7 +168,7 @@ async fn field_that_the_api_server_filled_in_is_not_put_down_to_admission() {
     assert_eq!(answer.status, 202);
     let audit = twins.rollbackd.api.audit(&twins.ours.namespace).await;
     let applied = audit.iter().find(|entry| entry["action"] == "rollback.applied").unwrap();
-    let message = "rolled back; the API server filled in fields that the revision does not hold, probably with defaults that are newer than it (spec.containers[0].terminationMessagePath, spec.dnsPolicy), so that it becomes a new revision";
+    let message = "rolled back; fields were filled in that the revision does not hold, probably defaults of the API server that are newer than it (spec.containers[0].terminationMessagePath, spec.dnsPolicy), so that it becomes a new revision";
     assert_eq!(applied["message"], message);
 }
 
@@ -235,4 +235,45 @@ async fn a_policy_that_warns_is_heard() {
     // Nothing is said of the way back.
     let back = api.post(&twins.path(), &json!({"failOnWarning": true})).await.expect(202);
     assert_eq!(back["warnings"], json!([]));
+}
+
+#[tokio::test]
+#[ignore = "needs admission policies"]
+async fn rollback_is_made_without_last_applied_where_a_policy_refuses_to_change_it() {
+    const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+    let twins = Twins::of(&["img:1"]).await;
+    let space = &twins.ours;
+    for image in ["img:1", "img:2"] {
+        space.kubectl.apply(&daemonset("applied", image)).await;
+        space.observed("applied").await;
+    }
+    let spec = json!({"validations": [{
+        "expression": format!(
+            "!has(oldObject.metadata.annotations) || !('{LAST_APPLIED}' in oldObject.metadata.annotations) || (has(object.metadata.annotations) && object.metadata.annotations['{LAST_APPLIED}'] == oldObject.metadata.annotations['{LAST_APPLIED}'])"
+        ),
+        "message": "last-applied is frozen",
+    }]});
+    policy(&twins, "v1", "ValidatingAdmissionPolicy", spec, json!({"validationActions": ["Deny"]})).await;
+    let other = format!("{LAST_APPLIED}={{}}");
+    let change = ["annotate", "daemonset", "applied", "--overwrite", "--dry-run=server", &other];
+    until("the policy to be in force", async || {
+        let printed = space.kubectl.run(&change).await;
+        if printed.stderr.contains("last-applied is frozen") { Ok(()) } else { Err(printed) }
+    })
+    .await;
+    let before = space.kubectl.get("daemonset", "applied").await;
+    let api = &twins.rollbackd.api;
+    let path = format!("{}/rollback", space.path("applied"));
+    let codes = |answer: &Value| -> Vec<String> {
+        let warnings = answer["warnings"].as_array().cloned().unwrap_or_default();
+        warnings.iter().map(|warning| warning["code"].as_str().unwrap().to_owned()).collect()
+    };
+    let preview = api.post(&path, &json!({"dryRun": true})).await.expect(200);
+    assert_eq!(codes(&preview), ["last-applied-not-restored"]);
+    let made = api.post(&path, &json!({})).await.expect(202);
+    assert_eq!(codes(&made), ["last-applied-not-restored"]);
+    let after = space.kubectl.get("daemonset", "applied").await;
+    assert_eq!(after["spec"]["template"]["spec"]["containers"][0]["image"], "img:1");
+    let annotation = |object: &Value| object["metadata"]["annotations"][LAST_APPLIED].clone();
+    assert_eq!(annotation(&after), annotation(&before));
 }

@@ -101,7 +101,7 @@ async fn until_somebody_takes_something_away_whom_nobody_can_name() {
     answer.expect(202);
     patch(&json!([{"op": "remove", "path": "/spec/template/spec/containers/0/env"}])).await;
     let ended = rollbackd.api.rollback_at(answer.header("location"), &["superseded"]).await;
-    assert_eq!(ended["message"], "superseded: somebody changed the pod template");
+    assert_eq!(ended["message"], "superseded: the pod template was changed");
 }
 
 #[tokio::test]

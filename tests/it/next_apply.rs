@@ -46,7 +46,7 @@ async fn back_to_first(workload: &Workload<'_>, rollbackd: &Rollbackd, first: &V
         assert_eq!(warning(&rollback, code), None, "{rollback}");
     }
     // What the callers of this function try next is what was predicted.
-    let exact = "back exactly; with the manifest of revision ";
+    let exact = "back exactly; a manifest that describes revision ";
     let predicted = |warning: &Value| warning["message"].as_str().expect("a message").contains(exact);
     let warnings = rollback["warnings"].as_array().expect("warnings");
     assert!(warnings.len() == 1 && warnings.iter().all(predicted), "{rollback}");

@@ -1,6 +1,9 @@
 //! The store by itself, the same tests on both engines; and what only several processes on one PostgreSQL do.
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, future::join_all, stream};
 use jiff::Timestamp;
@@ -11,9 +14,10 @@ use rollbackd::{
     },
     domain::{
         actor::Actor,
+        bookkeeping::Ownership,
         key::{Key, Name, Namespace},
         revision::RevisionNumber,
-        rollback::{Origin, RevisionInfo, Rollback, RollbackState},
+        rollback::{Origin, RevisionInfo, Rollback, RollbackState, Warning},
         template::Template,
     },
     telemetry::{Metrics, causes},
@@ -118,6 +122,7 @@ on_both_engines! {
     many_at_once_leave_one_whole_chain
     who_has_lost_a_rollback_writes_nothing_to_it
     released_rollbacks_are_free_at_once
+    field_ownership_is_returned_by_one_taker_at_a_time
     a_list_of_rollbacks_is_limited_to_what_its_caller_sees
     lists_keep_no_rollback_waiting
     what_the_next_version_adds_hurts_nobody
@@ -606,6 +611,41 @@ async fn released_rollbacks_are_free_at_once(place: Place) {
     assert_eq!(ids(&claimed), ids(&open), "oldest first");
     assert!(claimed.iter().all(|rollback| rollback.epoch == 2));
     assert_eq!(second.claim().await.unwrap(), []);
+}
+
+async fn field_ownership_is_returned_by_one_taker_at_a_time(place: Place) {
+    let store = place.open().await;
+    let mut made = rollback(1);
+    let entries = r#"[{"manager":"kubectl","operation":"Apply","apiVersion":"apps/v1","fieldsV1":{"f:spec":{"f:template":{}}}}]"#;
+    made.ownership = Some(Ownership::of(&serde_json::from_str(entries).unwrap()));
+    begin(&store, &made).await.unwrap();
+    assert!(store.take_returns().await.unwrap().is_empty(), "before the patch is on record as applied");
+    advance(&store, &mut made, RollbackState::Progressing).await.unwrap();
+    let first = store.take_returns().await.unwrap().remove(0);
+    assert_eq!((first.rollback, first.attempts), (made.id, 1));
+    assert!(store.take_returns().await.unwrap().is_empty(), "it is taken");
+
+    // A failure is a warning, and due again.
+    let warning = Warning::of_unreturned_ownership("it failed");
+    store.not_returned(&first, &warning, Some(Duration::ZERO)).await.unwrap();
+    let shown = store.rollback(made.id).await.unwrap().unwrap();
+    assert_eq!(shown.warnings.last(), Some(&warning));
+    let second = store.take_returns().await.unwrap().remove(0);
+    assert_eq!(second.attempts, 2);
+    // The one that took it before has lost it.
+    store.returned(&first).await.unwrap();
+    assert!(store.pending_return(made.id).await.unwrap().is_some());
+    // It is given up, and stays so whatever a late one says.
+    store.not_returned(&second, &warning, None).await.unwrap();
+    for late in [&first, &second] {
+        store.not_returned(late, &warning, Some(Duration::ZERO)).await.unwrap();
+    }
+    assert!(store.take_returns().await.unwrap().is_empty());
+    assert_eq!(store.pending_return(made.id).await.unwrap(), None);
+    // The warning is kept apart from the record.
+    advance(&store, &mut made, RollbackState::Succeeded).await.unwrap();
+    let shown = store.rollback(made.id).await.unwrap().unwrap();
+    assert_eq!(shown.warnings.iter().filter(|shown| **shown == warning).count(), 1);
 }
 
 async fn what_the_next_version_adds_hurts_nobody(place: Place) {

@@ -268,7 +268,7 @@ async fn next_kubectl_apply_is_predicted() {
     twins.same_objects().await;
     let dry = ["--dry-run=server"];
     let answer = twins.undo(&dry, json!({"dryRun": true})).await;
-    let message = "daemonsets/agent is managed by kubectl apply: the next 'kubectl apply' of the manifest that was live before the rollback brings its pod template back exactly; with the manifest of revision 1 it changes nothing in the pod template";
+    let message = "daemonsets/agent is managed by kubectl apply: the next 'kubectl apply' of the manifest that was live before the rollback brings its pod template back exactly; a manifest that describes revision 1 changes nothing in the pod template";
     assert_eq!(answer.header("warning"), format!("299 - {message:?}"));
     let careful = json!({"failOnWarning": true, "ignoreWarnings": ["managed", "on-delete"], "dryRun": true});
     let problem = api.post(&twins.path(), &careful).await.problem(422, "warned");

@@ -115,6 +115,52 @@ fn foreign_field(manifest: &Value, stored: &Value, path: &str) -> Option<String>
     }
 }
 
+/// The first place at which a revision holds something else than the manifest of its time, or more: it was changed by
+/// `kubectl set image`, `kubectl rollout restart` or the like. Defaults do not count, nor does another way to write a
+/// quantity.
+#[must_use]
+pub fn difference(manifest: &str, revision: &Template) -> Option<String> {
+    let manifest: Value = serde_json::from_str(manifest).ok()?;
+    changed_field(&manifest["spec"]["template"], &revision.value(), "")
+}
+
+fn changed_field(manifest: &Value, stored: &Value, path: &str) -> Option<String> {
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match (manifest, stored) {
+        (Value::Object(named), Value::Object(fields)) => fields.iter().find_map(|(key, stored)| {
+            let path = below(key);
+            match named.get(key) {
+                _ if matches!(key.as_str(), "resources" | "sizeLimit" | "divisor") => None,
+                Some(named) => changed_field(named, stored, &path),
+                // In maps of strings and in lists that are merged by name nothing is a default.
+                None if matches!(
+                    key.as_str(),
+                    "annotations" | "env" | "initContainers" | "volumes" | "volumeMounts"
+                ) =>
+                {
+                    Some(path)
+                }
+                None if matches!(path.as_str(), "metadata.labels")
+                    || path.starts_with("metadata.annotations.") =>
+                {
+                    Some(path)
+                }
+                None => None,
+            }
+        }),
+        (Value::Array(named), Value::Array(stored)) => stored.iter().find_map(|stored| {
+            let mut same = named.iter().filter(|item| is_same_item(item, stored)).peekable();
+            if same.peek().is_none() {
+                return Some(path.to_owned());
+            }
+            let changed: Vec<_> = same.map(|item| changed_field(item, stored, path)).collect();
+            if changed.iter().any(Option::is_none) { None } else { changed.into_iter().flatten().next() }
+        }),
+        (Value::String(named), Value::String(stored)) if named != stored => Some(path.to_owned()),
+        _ => None,
+    }
+}
+
 fn is_same_item(item: &Value, stored: &Value) -> bool {
     ITEM_KEYS.iter().all(|key| match (item.get(key), stored.get(key)) {
         (Some(named), Some(stored)) => named == stored,
@@ -212,6 +258,29 @@ mod tests {
         assert_eq!(field(&|spec| spec["hostNetwork"] = json!(false)), None);
         assert_eq!(field(&|spec| spec["containers"][0]["resources"] = json!({"limits": {}})), None);
         assert_eq!(field(&|spec| spec["containers"][0]["image"] = json!("b")), None);
+    }
+
+    #[test]
+    fn revision_that_was_changed_after_its_manifest_was_applied_is_found() {
+        let with = |spec: Value| Template::new(json!({"metadata": {"labels": {"app": "a"}}, "spec": spec}));
+        let manifest = json!({"spec": {"template": {"metadata": {"labels": {"app": "a"}}, "spec": {
+            "containers": [{"name": "main", "image": "a:1", "env": [{"name": "A", "value": "x"}]}],
+        }}}})
+        .to_string();
+        let main = |image: &str, env: Value| {
+            json!({"dnsPolicy": "ClusterFirst", "containers": [
+                {"name": "main", "image": image, "env": env, "imagePullPolicy": "Always", "resources": {"limits": {"cpu": "1"}}},
+            ]})
+        };
+        let one = || json!([{"name": "A", "value": "x"}]);
+        let at = |template: &Template| difference(&manifest, template);
+        assert_eq!(at(&with(main("a:1", one()))), None);
+        assert_eq!(at(&with(main("a:2", one()))).unwrap(), "spec.containers.image");
+        let two = json!([{"name": "A", "value": "x"}, {"name": "B", "value": "y"}]);
+        assert_eq!(at(&with(main("a:1", two))).unwrap(), "spec.containers.env");
+        let mut restarted = with(main("a:1", one())).value();
+        restarted["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/restartedAt": "now"});
+        assert_eq!(at(&Template::new(restarted)).unwrap(), "metadata.annotations");
     }
 
     #[test]

@@ -101,6 +101,16 @@ impl ManagedFields {
         Self(entries)
     }
 
+    /// Whether `rollbackd` owns an annotation.
+    #[must_use]
+    pub fn own_annotation(&self, name: &str) -> bool {
+        let key = format!("f:{name}");
+        let owns = |entry: Entry| {
+            is_ours(&entry) && annotations(&entry.fields_v1).is_some_and(|all| all.contains_key(&key))
+        };
+        self.0.iter().filter_map(|raw| Entry::read(raw)).any(owns)
+    }
+
     /// The entries.
     #[must_use]
     pub fn entries(&self) -> &[Box<RawValue>] {
@@ -114,7 +124,8 @@ impl Ownership {
     pub fn of(entries: &ManagedFields) -> Self {
         let owner = |entry: Entry| {
             let (template, last_applied) = (entry.template().cloned(), entry.owns_last_applied());
-            let relevant = template.is_some() || last_applied;
+            // What rollbackd owned before it kept, or could not return: it goes to those who apply the template.
+            let relevant = (template.is_some() || last_applied) && !is_ours(&entry);
             relevant.then(|| Owner {
                 manager: entry.manager,
                 operation: entry.operation,
@@ -128,9 +139,7 @@ impl Ownership {
 
     /// The Update manager that owns last-applied: a client-side apply.
     fn client_side(&self) -> Option<usize> {
-        self.0.iter().position(|owner| {
-            owner.last_applied && owner.operation == Operation::Update && owner.manager != FIELD_MANAGER
-        })
+        self.0.iter().position(|owner| owner.last_applied && owner.operation == Operation::Update)
     }
 
     /// The only manager that applies the template.
@@ -144,18 +153,14 @@ impl Ownership {
 
     /// Who owned last-applied.
     fn of_last_applied(&self) -> impl Iterator<Item = usize> {
-        let owns = |(index, owner): (usize, &Owner)| {
-            (owner.last_applied && owner.manager != FIELD_MANAGER).then_some(index)
-        };
+        let owns = |(index, owner): (usize, &Owner)| owner.last_applied.then_some(index);
         self.0.iter().enumerate().filter_map(owns)
     }
 
     /// Whether nobody applies the template, so that there is nothing to return to.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let applies = |owner: &Owner| {
-            owner.operation == Operation::Apply || (owner.last_applied && owner.manager != FIELD_MANAGER)
-        };
+        let applies = |owner: &Owner| owner.operation == Operation::Apply || owner.last_applied;
         !self.0.iter().any(applies)
     }
 

@@ -57,8 +57,16 @@ impl fmt::Display for Duplicates {
 pub fn relabelled(Key { namespace, name }: &Key, names: &[String]) -> String {
     format!(
         "all pods count as updated, but ControllerRevisions {} held the same pod template during the rollout: the DaemonSet controller may have relabelled pods of another template instead of replacing them (kubernetes/kubernetes#111280). Compare the images of the pods with the template; kubectl rollout restart daemonset/{name} --namespace={namespace} replaces all pods",
-        names.join(" and ")
+        listed(names)
     )
+}
+
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 10;
+    match names.len().checked_sub(MOST) {
+        None | Some(0) => names.join(" and "),
+        Some(more) => format!("{} and {more} more", names[..MOST].join(", ")),
+    }
 }
 
 #[cfg(test)]

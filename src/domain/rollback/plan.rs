@@ -280,7 +280,11 @@ fn bookkeeping(
         FieldOwnership::Keep => Bookkeeping::Kept,
         FieldOwnership::Return => {
             match last_applied::restored(daemonset, target.last_applied.as_deref(), template) {
-                Ok(_) => Bookkeeping::Restored,
+                Ok(_) => target
+                    .last_applied
+                    .as_deref()
+                    .and_then(|manifest| last_applied::difference(manifest, template))
+                    .map_or(Bookkeeping::Restored, Bookkeeping::Changed),
                 Err(reason) => Bookkeeping::NotRestored(reason.to_string()),
             }
         }

@@ -23,6 +23,8 @@ const ID: usize = 200;
 enum Next {
     /// Brings back what was live before, and nothing else.
     Exact,
+    /// Brings back what was live before; this part of what is restored no manifest names.
+    Mostly(String),
     /// Mixes what was live before with what is restored.
     Merges(Remains),
     /// Fails, or mixes if it is forced.
@@ -114,6 +116,8 @@ impl Prediction<'_> {
             }
             (Tool::KubectlApply, _, Bookkeeping::Restored)
             | (_, Some(Applies::ClientSide), Bookkeeping::Restored) => Next::Exact,
+            (Tool::KubectlApply, _, Bookkeeping::Changed(path))
+            | (_, Some(Applies::ClientSide), Bookkeeping::Changed(path)) => Next::Mostly(path.clone()),
             // Helm 3 merges against its stored release, which a rollback can't reach.
             (Tool::KubectlApply | Tool::Helm, _, _) | (_, Some(Applies::ClientSide), _) => {
                 Next::Merges(self.remains(Merge::Client))
@@ -162,13 +166,18 @@ impl Prediction<'_> {
         let write = write(by);
         match next {
             Next::Exact => {
-                let its = match by.tool {
-                    Tool::KubectlApply | Tool::ServerSideApply => "its pod template",
-                    _ => "the pod template that was live before the rollback",
-                };
                 let number = self.number;
                 format!(
-                    "{write} brings {its} back exactly; with the manifest of revision {number} it changes nothing in the pod template"
+                    "{write} brings {} back exactly; a manifest that describes revision {number} changes nothing in the pod template",
+                    template_of(by)
+                )
+            }
+            Next::Mostly(path) => {
+                let number = self.number;
+                format!(
+                    "{write} brings {} back; revision {number} was changed after its manifest was applied ({}), and what only that change had may remain",
+                    template_of(by),
+                    shown(path)
                 )
             }
             Next::Merges(remains) if by.tool == Tool::Helm => format!(
@@ -248,6 +257,13 @@ fn tool(by: &ManagedBy) -> String {
         }
         (None, _) if tool == Tool::AddonManager => format!("the {tool}"),
         (None, _) => tool.to_string(),
+    }
+}
+
+fn template_of(by: &ManagedBy) -> &'static str {
+    match by.tool {
+        Tool::KubectlApply | Tool::ServerSideApply => "its pod template",
+        _ => "the pod template that was live before the rollback",
     }
 }
 

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Standing;
 use crate::domain::{
-    daemonset::{DaemonSet, UpdateStrategy},
-    revision::{Recordability, Revision},
+    daemonset::{DaemonSet, LAST_APPLIED, UpdateStrategy},
+    revision::{Recordability, Revision, RevisionNumber},
     text::cut,
 };
 
@@ -85,6 +85,9 @@ pub enum WarningCode {
 pub enum Bookkeeping {
     /// Both are returned to the tools, with the pod template that they describe (`--field-ownership=return`).
     Restored,
+    /// As [`Bookkeeping::Restored`], but the revision holds more than the manifest of its time, or something else: at
+    /// this path first.
+    Changed(String),
     /// Both stay as the rollback leaves them (`--field-ownership=keep`).
     Kept,
     /// The ownership is returned, and the annotation can't be restored, for the reason in this sentence. Not for a
@@ -162,7 +165,7 @@ impl Warning {
     /// Takes the API server's words, which kubectl prints.
     #[must_use]
     pub fn of_api_server(words: &str) -> Self {
-        let fix = "look at what the restored template asks for that the cluster is warned of";
+        let fix = "check the fields of the restored template that the API server warns about";
         Self::new(WarningCode::ApiServer, cut(words, WORDS), fix)
     }
 }
@@ -213,6 +216,20 @@ impl Warning {
         let fix = "remove these fields by hand when they are no longer wanted";
         (!paths.is_empty())
             .then(|| Self::new(WarningCode::OwnershipKept, cut(&message, WORDS), fix).with_severity(severity))
+    }
+
+    /// Says that the API server let the template through only without last-applied.
+    #[must_use]
+    pub fn of_refused_last_applied(number: RevisionNumber) -> Self {
+        Self::new(
+            WarningCode::LastAppliedNotRestored,
+            format!(
+                "the annotation {LAST_APPLIED} is left as it is: the API server refused to change it; the next client-side 'kubectl apply' may merge two pod templates"
+            ),
+            format!(
+                "apply the manifest of revision {number} before any other: a later apply then removes what it no longer holds"
+            ),
+        )
     }
 
     /// Says why the fields of the template are not returned.
@@ -284,7 +301,7 @@ pub(super) fn distrust(target: &Revision, standing: Standing) -> Option<Warning>
         Standing::Planted => (
             WarningCode::NeverRunning,
             format!(
-                "ControllerRevision {name} appeared while rollbackd was watching, and its template was never the running one: somebody made it by hand"
+                "ControllerRevision {name} appeared while rollbackd was watching, and its template was never the running one: it was made by hand"
             ),
         ),
         Standing::Unwatched => (

@@ -87,10 +87,10 @@ impl Facts<'_> {
         };
         let before = versions[pinned];
         let id = text(&before["rollback"]).to_owned();
-        let applied =
-            self.entries.get(&id).into_iter().flatten().any(|(_, entry)| {
-                entry["action"] == "rollback.applied" && time(&entry["time"]) <= sent.received
-            });
+        let applied = self.entries.get(&id).into_iter().flatten().any(|(_, entry)| {
+            matches!(text(&entry["action"]), "rollback.applied" | "rollback.skipped")
+                && time(&entry["time"]) <= sent.received
+        });
         let extra = sent.body.as_object().map_or(0, serde_json::Map::len) != 1
             || metadata.as_object().map_or(0, serde_json::Map::len) != 3;
         let made = versions.get(pinned + 1).copied().cloned().unwrap_or_default();

@@ -6,7 +6,7 @@ use crate::domain::{
     fixtures::{daemonset, field_manager},
 };
 
-const EXACT: &str = " back exactly; with the manifest of revision 1 it changes nothing in the pod template";
+const EXACT: &str = " back exactly; a manifest that describes revision 1 changes nothing in the pod template";
 const REMAIN: &str = "; at least these parts of revision 1 would remain: container helper-old";
 const APPLY_FIRST: &str =
     "apply the manifest of revision 1 before any other: a later apply then removes what it no longer holds";
@@ -250,4 +250,14 @@ fn fields_that_others_wrote_are_a_conflict_for_an_apply_that_does_not_force() {
     ] {
         assert!(!says(&other).contains("conflict"), "{other:?}");
     }
+}
+
+#[test]
+fn client_side_apply_of_a_revision_that_was_changed_after_its_apply_is_not_called_exact() {
+    let changed = Bookkeeping::Changed("spec.containers.image".into());
+    let message = one(&live(&[client("kubectl-client-side-apply")]), &changed).message;
+    let said = "brings its pod template back; revision 1 was changed after its manifest was applied (spec.containers.image), and what only that change had may remain";
+    assert!(message.ends_with(said), "{message}");
+    // Server-side apply goes by the fields, not by the annotation.
+    assert!(one(&live(&[server("kubectl")]), &changed).message.contains(EXACT));
 }
