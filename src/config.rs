@@ -194,7 +194,7 @@ pub struct ServeArgs {
     #[arg(long, env = "ROLLBACKD_ACCEPT_API_SERVER_AUDIENCE")]
     pub accept_api_server_audience: bool,
 
-    /// Group as whose member nobody can be impersonated, beside those of the control plane; repeatable, or separated by
+    /// Group whose members can not be impersonated, beside those of the control plane; repeatable, or separated by
     /// semicolons
     #[arg(
         long = "refuse-impersonate-group",

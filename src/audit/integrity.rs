@@ -152,7 +152,7 @@ async fn of_sqlite(connection: &mut AnyConnection) -> sqlx::Result<BTreeSet<Fact
             let sql = sql.split_whitespace().collect::<Vec<_>>().join(" ");
             if word(&row, "type") == "trigger" {
                 note(Kind::Trigger, name, format!("has the trigger {sql}"));
-            } else if sql.to_ascii_uppercase().contains(" ON CONFLICT ") {
+            } else if sql.to_ascii_uppercase().contains("CONFLICT") {
                 note(Kind::Other, name, "has a constraint that removes rows".to_owned());
             }
         }

@@ -47,7 +47,7 @@ pub struct Claim {
 /// A name that nobody may act for, whatever RBAC says: it is as good as the administrator's, a node's, or one of the
 /// control plane's own.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("nobody can act for {name} here")]
+#[error("acting for {name} is not allowed here")]
 pub struct NeverImpersonated {
     pub name: String,
 }

@@ -13,6 +13,9 @@ use super::template::Template;
 pub struct TemplateDiff {
     /// Each change, addressed by an RFC 6901 pointer into the template.
     pub changes: Vec<Change>,
+    /// How many more changes there are: at most 1,000 are listed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted_changes: usize,
     /// Unified diff of the two templates as YAML.
     pub unified: String,
 }
@@ -46,6 +49,13 @@ pub enum Op {
 /// After this long the text diff gets coarser: two unlike templates of megabytes must not keep a
 /// processor busy.
 const EFFORT: Duration = Duration::from_millis(200);
+/// Most changes that are listed. Templates of a megabyte can differ in hundreds of thousands of places, each of which
+/// takes time in proportion to the template.
+const MOST_CHANGES: usize = 1000;
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
 
 impl TemplateDiff {
     /// Compares two templates.
@@ -55,7 +65,9 @@ impl TemplateDiff {
         // Each pointer speaks of the document as the operations before it have left it.
         let mut work = before.clone();
         let mut changes = Vec::new();
-        for operation in json_patch::diff(&before, &after).0 {
+        let operations = json_patch::diff(&before, &after).0;
+        let omitted_changes = operations.len().saturating_sub(MOST_CHANGES);
+        for operation in operations.into_iter().take(MOST_CHANGES) {
             changes.extend(change(&work, &operation));
             json_patch::patch(&mut work, &[operation]).expect("the patch was made for this document");
         }
@@ -66,7 +78,7 @@ impl TemplateDiff {
             .unified_diff()
             .header("current", "restored")
             .to_string();
-        Self { changes, unified }
+        Self { changes, omitted_changes, unified }
     }
 }
 
@@ -108,8 +120,20 @@ impl Serialize for Yaml<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn changes_beyond_a_thousand_are_counted_and_not_listed() {
+        let args = |count: usize| {
+            let args = vec!["x"; count];
+            Template::new(json!({"spec": {"containers": [{"name": "main", "args": args}]}}))
+        };
+        let diff = TemplateDiff::between(&args(200_000), &args(1));
+        assert_eq!((diff.changes.len(), diff.omitted_changes), (MOST_CHANGES, 200_000 - 1 - MOST_CHANGES));
+        assert_eq!(TemplateDiff::between(&args(2), &args(1)).omitted_changes, 0);
+    }
 
     #[test]
     fn a_changed_image_is_one_change_and_two_lines() {

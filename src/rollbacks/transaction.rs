@@ -418,6 +418,10 @@ impl Inner {
         plan: Plan,
         origin: &Origin,
     ) -> Result<Outcome, RollbackError> {
+        // Two unlike templates of megabytes keep a thread busy for a while.
+        let (live, restored) = (plan.live.clone(), patched.template.clone());
+        let compared = tokio::task::spawn_blocking(move || TemplateDiff::between(&live, &restored));
+        let diff = compared.await.map_err(|_| RollbackError::Interrupted)?;
         let effect = patched.generation != daemonset.generation;
         let message = if effect { "rolled back".to_owned() } else { without_effect(plan.to.revision) };
         let preview = Preview {
@@ -427,7 +431,7 @@ impl Inner {
             live_generation: daemonset.generation,
             generation: effect.then_some(patched.generation),
             skipped: (!effect).then_some(plan.to.revision),
-            diff: TemplateDiff::between(&plan.live, &patched.template),
+            diff,
             from: plan.from,
             to: plan.to,
             warnings: plan.warnings,
