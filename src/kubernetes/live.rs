@@ -141,30 +141,38 @@ impl Live {
     /// # Errors
     /// [`ClusterError::TooLarge`], and what kept the API server from answering.
     pub async fn history(&self, daemonset: &DaemonSet) -> Result<FreshHistory, ClusterError> {
-        match self.read_history(daemonset, SMALL_HISTORY).await {
+        match self.read_history(daemonset, SMALL_HISTORY, SMALL_HISTORY).await {
             Err(ClusterError::TooLarge { .. }) => {}
             read => return Ok(FreshHistory { history: read?, _room: None }),
         }
         let room = tokio::time::timeout(ROOM, self.large_histories.clone().acquire_owned()).await;
         let busy = ClusterError::Busy { retry_after: None };
         let room = room.ok().and_then(Result::ok).ok_or(busy)?;
-        let history = self.read_history(daemonset, LARGEST_HISTORY).await?;
+        // Bookkeeping never keeps a rollback from being made.
+        let history = self.read_history(daemonset, LARGEST_HISTORY, usize::MAX).await?;
         Ok(FreshHistory { history, _room: Some(room) })
     }
 
-    async fn read_history(&self, daemonset: &DaemonSet, largest: usize) -> Result<History, ClusterError> {
-        let (mut revisions, mut size): (Vec<Revision>, usize) = (Vec::new(), 0);
+    /// Reads it up to so many bytes of templates and of last-applied annotations.
+    async fn read_history(
+        &self,
+        daemonset: &DaemonSet,
+        of_templates: usize,
+        of_annotations: usize,
+    ) -> Result<History, ClusterError> {
+        let (mut revisions, mut templates, mut annotations): (Vec<Revision>, usize, usize) =
+            (Vec::new(), 0, 0);
         self.each_revision_of(daemonset, |FreshRevision { observed }| {
             let revision = observed.revision;
-            let last_applied = revision.last_applied.as_ref().map_or(0, |text| text.len());
-            size +=
-                last_applied + revision.template.as_ref().map_or(0, |template| template.canonical().len());
-            if size <= largest {
+            annotations += revision.last_applied.as_ref().map_or(0, |text| text.len());
+            templates += revision.template.as_ref().map_or(0, |template| template.canonical().len());
+            if templates <= of_templates && annotations <= of_annotations {
                 revisions.push(revision);
             }
         })
         .await?;
-        if size <= largest { Ok(History::of(daemonset, revisions)) } else { Err(too_large()) }
+        let fits = templates <= of_templates && annotations <= of_annotations;
+        if fits { Ok(History::of(daemonset, revisions)) } else { Err(too_large()) }
     }
 
     /// Reads the revisions of a DaemonSet without the whole of their templates.
