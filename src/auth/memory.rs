@@ -3,7 +3,7 @@
 
 use std::{
     hash::Hash,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -97,7 +97,7 @@ where
         &self,
         key: K,
         age: Age,
-        review: impl Future<Output = Result<Option<V>, ReviewError>>,
+        review: impl Future<Output = Result<Option<V>, ReviewError>> + Send,
     ) -> Result<(Option<V>, Source), ReviewError> {
         let asked_at = Instant::now();
         let limit = match age {
@@ -119,9 +119,10 @@ where
         if refused.is_some_and(|refused| refused.is_younger_than(limit.min(self.lifetimes.no))) {
             return Ok((None, Source::Remembered));
         }
-        let asked = AtomicBool::new(false);
+        let own = Mutex::new(Some(review));
+        let take = || own.lock().unwrap_or_else(PoisonError::into_inner).take();
         let asking = async {
-            asked.store(true, Ordering::Relaxed);
+            let review = take().expect("it is asked once");
             match review.await {
                 Ok(Some(value)) => Ok(Answer { value, asked_at }),
                 Ok(None) => Err(NotYes::No),
@@ -132,13 +133,20 @@ where
             Ok(answer) => Some(answer.value),
             Err(not_yes) => match &*not_yes {
                 NotYes::No => None,
-                NotYes::Unknown(error) => return Err(error.clone()),
+                NotYes::Unknown(error) => {
+                    // The share of another caller, whose review was joined, says nothing of this one's.
+                    let joined = take().filter(|_| matches!(error, ReviewError::ShareUsedUp { .. }));
+                    let Some(review) = joined else { return Err(error.clone()) };
+                    let answer = review.await?;
+                    self.remember(key, answer.clone(), asked_at).await;
+                    return Ok((answer, Source::Asked));
+                }
             },
         };
         if answer.is_none() {
             self.no.insert(key, Answer { value: (), asked_at }).await;
         }
-        let joined = !asked.load(Ordering::Relaxed);
+        let joined = take().is_some();
         Ok((answer, if joined { Source::Remembered } else { Source::Asked }))
     }
 
@@ -158,7 +166,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::kubernetes::ClusterError;
@@ -206,6 +214,22 @@ mod tests {
         assert_eq!(reviews.asked(), 0);
         reviews.ask(2, Age::AtMost(Duration::ZERO)).await;
         assert_eq!(reviews.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn used_up_share_of_one_asker_does_not_refuse_another_that_joined() {
+        let reviews = Reviews::new(LONG, 100);
+        let (release, released) = tokio::sync::oneshot::channel::<()>();
+        let refused = async {
+            released.await.unwrap();
+            Err(ReviewError::ShareUsedUp { retry_after: Duration::from_secs(1) })
+        };
+        let first = reviews.0.ask(2, Age::Remembered, refused);
+        let second = reviews.ask(2, Age::Remembered);
+        let both = futures_util::future::join(first, second);
+        let (first, second) = futures_util::future::join(both, async { release.send(()).unwrap() }).await.0;
+        assert!(matches!(first, Err(ReviewError::ShareUsedUp { .. })));
+        assert_eq!(second, Some(2));
     }
 
     #[tokio::test]
