@@ -8,7 +8,12 @@ use std::{collections::HashSet, time::Duration};
 
 use sqlx::{Any, AssertSqlSafe, Transaction};
 
-use super::{Sequence, Store, StoreError, database::Engine, reads::in_time, store::within_deadline};
+use super::{
+    Sequence, Store, StoreError,
+    database::Engine,
+    reads::in_time,
+    store::{exactly_one, within_deadline},
+};
 use crate::telemetry::{AuditLog, causes};
 
 /// For how long an entry is its writer's, in milliseconds.
@@ -30,8 +35,8 @@ pub(super) async fn put(
 ) -> Result<(), StoreError> {
     let now = engine.now();
     let sql = format!("INSERT INTO audit_outbox (sequence, writer, lease) VALUES ($1, $2, {now} + {LEASE})");
-    sqlx::query(AssertSqlSafe(sql)).bind(sequence).bind(writer).execute(&mut **transaction).await?;
-    Ok(())
+    let put = sqlx::query(AssertSqlSafe(sql)).bind(sequence).bind(writer).execute(&mut **transaction);
+    exactly_one(put.await?)
 }
 
 /// Writes the lines of a store's entries.

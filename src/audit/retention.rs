@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use sqlx::{Any, Transaction};
 
-use super::{Action, Entry, Head, Sequence, Store, StoreError, chain, time_text};
+use super::{Action, Entry, Head, Sequence, Store, StoreError, chain, store::exactly_one, time_text};
 
 /// Most entries that are cut at once: a rollback may wait behind it.
 const BATCH: usize = 2000;
@@ -60,15 +60,19 @@ impl Store {
             }
             let newest = old.iter().take(count).filter_map(|(_, _, time)| time.parse().ok()).max();
             let end = Head { sequence: *last, hash: hash.clone() };
-            sqlx::query("UPDATE audit_start SET sequence = $1, hash = $2")
+            let moved = sqlx::query("UPDATE audit_start SET sequence = $1, hash = $2")
                 .bind(end.sequence)
                 .bind(&end.hash)
                 .execute(&mut *transaction)
                 .await?;
-            sqlx::query("DELETE FROM audit WHERE sequence <= $1")
+            exactly_one(moved)?;
+            let deleted = sqlx::query("DELETE FROM audit WHERE sequence <= $1")
                 .bind(end.sequence)
                 .execute(&mut *transaction)
                 .await?;
+            if deleted.rows_affected() != count as u64 {
+                return Err(StoreError::Altered);
+            }
             let entry = Entry::of_cut(end, (*first, newest), before, now);
             self.append_in(&mut transaction, head, &entry).await?;
             transaction.commit().await?;
