@@ -30,6 +30,7 @@ async fn version_tells_versions_cluster_and_limits() {
             "version": env!("CARGO_PKG_VERSION"),
             "cluster": "blue \u{1f98a}",
             "kubernetesVersion": kubectl["serverVersion"]["gitVersion"],
+            "readOnly": false,
             "limits": {"maxBodyBytes": 65536, "maxReasonCharacters": 1024, "reasonRequired": true},
         })
     );

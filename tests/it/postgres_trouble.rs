@@ -266,7 +266,8 @@ async fn what_was_done_is_recorded_when_it_is_back() {
     let server = postgres.clone();
     before_patch(&trouble.rollbackd, move || Box::pin(async move { server.signal("KILL") }));
     let answer = api.post(&trouble.path, &json!({"reason": "before it went down"})).await;
-    assert_eq!(answer.expect(202)["state"], "progressing");
+    // What is on record.
+    assert_eq!(answer.expect(202)["state"], "requested");
     // Nobody can roll back until it is on record, for want of the store and not of their turn.
     let problem = api.post(&trouble.path, &json!({})).await.problem(503, "store-unavailable");
     assert!(problem["command"].as_str().unwrap().starts_with("kubectl rollout undo "), "{problem}");
