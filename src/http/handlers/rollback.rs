@@ -235,7 +235,7 @@ pub enum RollbackResult {
             ("Idempotent-Replayed" = String, description = "`true`, where this is the first answer to the key again"),
             ("Preference-Applied" = String, description = "`wait=N`, where the caller preferred to wait"),
         )),
-        (status = 200, description = "Nothing was sent: a dry run, or the template is already the one asked for. Or the caller preferred to wait, and the rollback has ended: `state` tells how", content(
+        (status = 200, description = "Nothing was sent: a dry run, or the template is already the one asked for. Or the rollback has ended already, as the caller preferred to wait, or as another replica went on with it: `state` tells how", content(
             (RollbackResult = "application/json"),
             (String = "text/plain", example = "daemonset.apps/agent skipped rollback (current template already matches revision 3)\n"),
         ), headers(("Idempotent-Replayed" = String, description = "`true`, where this is the first answer to the key again"), ("Preference-Applied" = String, description = "`wait=N`, where the caller preferred to wait"))),
