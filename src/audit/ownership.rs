@@ -14,7 +14,7 @@ const LEASE: Duration = Duration::from_secs(30);
 /// Most that are taken at once: each has the whole lease.
 const BATCH: i64 = 1;
 
-/// Holds while nobody else has taken it since, or has ended it.
+/// Holds unless another process has taken it since, or has ended it.
 const STILL_TAKEN: &str = "ownership IS NOT NULL AND attempts = $2";
 
 /// Ownership to return.

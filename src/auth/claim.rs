@@ -17,7 +17,7 @@ const SERVICE_ACCOUNTS_OF: &str = "system:serviceaccounts:";
 /// kubeadm binds it to cluster-admin.
 const KUBEADM_ADMINS: &str = "kubeadm:cluster-admins";
 
-/// Whether a user is the control plane's, a node, or nobody.
+/// Whether a user is the control plane's, a node, or anonymous.
 fn is_privileged_user(user: &str) -> bool {
     match user.strip_prefix(SERVICE_ACCOUNT) {
         Some(account) => account.starts_with("kube-system:"),

@@ -99,7 +99,7 @@ impl Subject {
 #[derive(Clone, Debug)]
 pub struct Admission {
     pub audiences: Audiences,
-    /// Groups beside the known ones that nobody may act as a member of.
+    /// Groups beside the known ones whose members can't be impersonated.
     pub refused_groups: Vec<String>,
     /// The share of a client's address, for tokens that are not known.
     pub address_share: Share,
@@ -107,7 +107,7 @@ pub struct Admission {
     pub user_share: Share,
 }
 
-/// Namespaces whose objects somebody does not see, as was answered not long ago.
+/// Namespaces whose objects a caller may not see, as remembered from recent reviews.
 #[derive(Clone, Debug)]
 pub(super) struct Unseen {
     pub namespaces: HashSet<Namespace>,
@@ -237,7 +237,7 @@ impl Reviews {
         }
     }
 
-    /// Whether somebody may do something. `payer` is the user whose share it is taken from.
+    /// Whether a user may do something. `payer` is the user whose share it is taken from.
     pub(super) async fn may(
         &self,
         who: &Subject,

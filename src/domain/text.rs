@@ -48,7 +48,7 @@ pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{MARK}", &text[..end]))
 }
 
-/// A time as messages show it: nobody reads microseconds.
+/// A time as messages show it, without microseconds.
 #[must_use]
 pub fn to_the_second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)

@@ -37,7 +37,7 @@ pub enum Agreement {
 impl ServerClock {
     /// Takes the time out of an answer's headers.
     pub(super) fn saw(&self, headers: &HeaderMap) {
-        // Two dates are nobody's.
+        // Two dates are ambiguous.
         let mut dates = headers.get_all(DATE).iter();
         let (Some(date), None) = (dates.next(), dates.next()) else { return };
         let date = date.to_str().ok().and_then(|date| DateTimeParser::new().parse_timestamp(date).ok());

@@ -127,10 +127,11 @@ impl Inner {
     async fn look(&self, rollback: &Rollback, grant: &Grant) -> Result<Verdict, ClusterError> {
         let live = &self.parts.live;
         let id = rollback.id.to_string();
-        let daemonset = match live.daemonset(&rollback.key).await {
+        let fresh = match live.fresh(&rollback.key).await {
             Err(ClusterError::NotFound) => return Ok(Verdict::Deleted),
             other => other?,
         };
+        let daemonset = fresh.daemonset.clone();
         if daemonset.uid != rollback.uid {
             return Ok(Verdict::Deleted);
         }
@@ -164,7 +165,7 @@ impl Inner {
             Next::Version(next) if marked(&next) => Verdict::Applied(next),
             _ if proved => Verdict::Applied(daemonset),
             Next::Version(_) => Verdict::NotApplied,
-            Next::Forgotten => self.decide_without_versions(rollback, grant, &daemonset, &history).await?,
+            Next::Forgotten => self.decide_without_versions(rollback, grant, &fresh, &history).await?,
         })
     }
 
@@ -173,17 +174,14 @@ impl Inner {
         &self,
         rollback: &Rollback,
         grant: &Grant,
-        daemonset: &DaemonSet,
+        fresh: &FreshDaemonSet,
         history: &KnownHistory,
     ) -> Result<Verdict, ClusterError> {
+        let daemonset = &fresh.daemonset;
         if daemonset.generation == rollback.pinned_generation {
             return Ok(Verdict::Unchanged);
         }
-        let fresh = self.parts.live.fresh(&rollback.key).await?;
-        if fresh.daemonset.resource_version != daemonset.resource_version {
-            return Err(ClusterError::Conflict);
-        }
-        if keeps_earlier_id(rollback, &fresh) || changed_before_the_patch(rollback, history) {
+        if keeps_earlier_id(rollback, fresh) || changed_before_the_patch(rollback, history) {
             return Ok(Verdict::NotApplied);
         }
         if daemonset.generation != rollback.pinned_generation + 1 {
@@ -257,7 +255,7 @@ fn read_back(rollback: &mut Rollback, daemonset: &DaemonSet) -> Applied {
 }
 
 /// Whether the id that the DaemonSet carried at the pinned version is still there, as rollbackd wrote it: the patch
-/// would have replaced it, and whoever writes it back takes the field over.
+/// would have replaced it, and a manager that writes it back takes the field over.
 fn keeps_earlier_id(rollback: &Rollback, fresh: &FreshDaemonSet) -> bool {
     let stands = |earlier: Uuid| fresh.daemonset.rollback_id() == Some(&earlier.to_string());
     rollback.pinned_rollback.is_some_and(stands) && fresh.managed_fields.own_annotation(ROLLBACK)
@@ -280,7 +278,7 @@ fn changed_before_the_patch(rollback: &Rollback, history: &KnownHistory) -> bool
 }
 
 /// Whether the one change of the spec since the pinned version was made by others, as the field managers show: the
-/// patch would have made rollbackd an owner of the template, and nobody can have taken its fields over without changing
+/// patch would have made rollbackd an owner of the template, and no manager can have taken its fields over without changing
 /// the spec a second time.
 fn changed_by_others(daemonset: &DaemonSet) -> bool {
     let owns = |manager: &&FieldManager| manager.owns_template == Some(true);

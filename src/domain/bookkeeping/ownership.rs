@@ -157,7 +157,7 @@ impl Ownership {
         self.0.iter().enumerate().filter_map(owns)
     }
 
-    /// Whether nobody applies the template, so that there is nothing to return to.
+    /// Whether no manager applies the template, so that there is nothing to return to.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let applies = |owner: &Owner| owner.operation == Operation::Apply || owner.last_applied;
@@ -344,7 +344,7 @@ fn is_element(node: &Map<String, Value>) -> bool {
     node.is_empty() || node.contains_key(".")
 }
 
-/// What is below a node. Whoever owns a place whole owns all of it.
+/// What is below a node. The owner of a whole place owns all that is below it.
 fn step<'a>(node: &'a Map<String, Value>, key: &str) -> Option<&'a Map<String, Value>> {
     if node.is_empty() { Some(node) } else { node.get(key)?.as_object() }
 }

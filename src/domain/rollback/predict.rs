@@ -6,7 +6,7 @@
 use super::{
     Warning, WarningCode,
     remains::{Merge, Remains},
-    warning::{Bookkeeping, Severity},
+    warning::{Bookkeeping, Severity, apply_first},
 };
 use crate::domain::{
     daemonset::{DaemonSet, FIELD_MANAGER, FieldManager, LAST_APPLIED},
@@ -96,8 +96,13 @@ impl Prediction<'_> {
         Warning::new(WarningCode::LastAppliedNotRestored, message, apply_first(*number))
     }
 
+    /// How the tool applies the template, if it does.
+    fn applies(&self, by: &ManagedBy) -> Option<Applies> {
+        by.field_manager.as_deref().and_then(|name| self.daemonset.applies_template(name))
+    }
+
     fn next(&self, by: &ManagedBy) -> Next {
-        let applies = by.field_manager.as_deref().and_then(|name| self.daemonset.applies_template(name));
+        let applies = self.applies(by);
         match (by.tool, applies, self.bookkeeping) {
             (Tool::Kapp | Tool::Rancher | Tool::AddonManager | Tool::Operator, _, _) => Next::Unproven,
             (_, Some(Applies::ServerSide), Bookkeeping::Kept) => {
@@ -130,7 +135,7 @@ impl Prediction<'_> {
     /// Fields that others wrote by an update are not returned to the tool: unless it forces its apply, it meets a
     /// conflict where it changes them.
     fn conflicts(&self, by: &ManagedBy, next: &Next) -> String {
-        let applies = by.field_manager.as_deref().and_then(|name| self.daemonset.applies_template(name));
+        let applies = self.applies(by);
         let forces = matches!(by.tool, Tool::ArgoCd | Tool::Flux);
         if forces || applies != Some(Applies::ServerSide) || matches!(next, Next::Conflicts(_)) {
             return String::new();
@@ -202,7 +207,7 @@ impl Prediction<'_> {
 
     fn fix(&self, by: &ManagedBy, next: &Next) -> String {
         let number = self.number;
-        let applies = by.field_manager.as_deref().and_then(|name| self.daemonset.applies_template(name));
+        let applies = self.applies(by);
         let fix = match by.tool {
             Tool::ArgoCd => {
                 "revert the change in the repository that it syncs from, or switch its automatic sync off before"
@@ -232,13 +237,6 @@ impl Prediction<'_> {
             _ => fix,
         }
     }
-}
-
-/// The way out where `kubectl apply` has a record of another manifest.
-fn apply_first(number: RevisionNumber) -> String {
-    format!(
-        "apply the manifest of revision {number} before any other: a later apply then removes what it no longer holds"
-    )
 }
 
 /// The tool and what it calls its source.

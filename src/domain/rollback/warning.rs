@@ -226,9 +226,7 @@ impl Warning {
             format!(
                 "the annotation {LAST_APPLIED} is left as it is: the API server refused to change it; the next client-side 'kubectl apply' may merge two pod templates"
             ),
-            format!(
-                "apply the manifest of revision {number} before any other: a later apply then removes what it no longer holds"
-            ),
+            apply_first(number),
         )
     }
 
@@ -241,6 +239,13 @@ impl Warning {
             "before the next server-side apply compare the template with the manifest; an apply does not remove what rollbackd owns",
         )
     }
+}
+
+/// The way out where `kubectl apply` has a record of another manifest.
+pub(super) fn apply_first(number: RevisionNumber) -> String {
+    format!(
+        "apply the manifest of revision {number} before any other: a later apply then removes what it no longer holds"
+    )
 }
 
 /// Warnings about the DaemonSet as it is.
